@@ -1,0 +1,1 @@
+"""Distributed training of a roadwork detector for street photos with GPS."""
