@@ -28,7 +28,7 @@ from roadwork.training.checkpoint import Checkpointer, load_training_state
 from roadwork.training.ema import Average
 from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
 from roadwork.training.masters import Masters
-from roadwork.training.parts import Data, build_data, build_model, save_model
+from roadwork.training.parts import Data, Made, save_model
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.validation import Scores, validate
 
@@ -66,29 +66,32 @@ class Trainer:
     Args:
         config: the run's options.
         engine: the running engine, made with `trains=True`.
+        data: splits and order.
+        made: detector and optimizer, not yet prepared.
+        subfolder: for a trial beside the run (the learning-rate finder): where its events go; nothing is resumed or saved.
     """
 
-    def __init__(self, config: Config, engine: Engine) -> None:
-        self.config, self.engine = config, engine
+    def __init__(self, config: Config, engine: Engine, data: Data, made: Made, subfolder: str = "") -> None:
+        self.config, self.engine, self.data = config, engine, data
         self.folder = Path(config.run.dir)
         self.stop = StopRequest().install()
         self.lock = lock_run(engine, self.folder)
-        if engine.is_main:
+        self.fixed_rate: float | None = None
+        if engine.is_main and not subfolder:
             options.save(config, self.folder / "config.yaml")
-        self.data: Data = build_data(config)
-        self.steps_total = self.data.steps
+        self.steps_total = data.steps
         self.micro_steps = options.accumulation(config, engine.world_size)
         self.heart = Heartbeat(self.folder, engine.rank, config.engine.timeout_s)
-        self._build()
-        self.counters = self._resume()
-        self.board = Board.open(
-            config, self.folder / "tensorboard", engine.is_main, self.counters.step if self.counters.step else None
-        )
-        self.run_log = RunLog(self.folder / "metrics.jsonl") if engine.is_main else None
+        self._build(made)
+        self.counters = Counters() if subfolder else self._resume()
+        events = self.folder / "tensorboard" / subfolder
+        self.board = Board.open(config, events, engine.is_main, self.counters.step or None)
+        self.run_log = RunLog(self.folder / "metrics.jsonl") if engine.is_main and not subfolder else None
 
-    def _build(self) -> None:
+    def _build(self, made: Made) -> None:
         config, engine = self.config, self.engine
-        self.model, optimizer, self.constants, whole = build_model(config, self.data.view_size, engine.device)
+        self.model, optimizer, self.constants, whole = made
+        self.model.to(engine.device)
         self.wrapped, self.optimizer = engine.prepare(self.model, optimizer)
         self.masters = Masters(engine, self.wrapped, self.optimizer)
         self.masters.load(whole)
@@ -133,14 +136,14 @@ class Trainer:
             if loader is not None:
                 loader.close()
             progress.close()
-            self._close()
+            self.close()
         return counters
 
     def _steps(self, loader: Any, batches: Iterator[Batch], progress: Progress) -> bool:
         """The loop. True where a signal ended it; a checkpoint of the last step is then complete."""
         counters, training = self.counters, self.config.training
         for step in range(counters.step, self.steps_total):
-            record, stop = self._optimizer_step(step, batches)
+            record, stop = self.optimizer_step(step, batches)
             counters.step = step + 1
             if self.run_log is not None:
                 self.run_log.append(record)
@@ -163,10 +166,10 @@ class Trainer:
                 self._save()
         return False
 
-    def _optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], bool]:
+    def optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], bool]:
         """All micro-batches of one optimizer step; returns its line for metrics.jsonl and whether to stop."""
         began, engine = time.perf_counter(), self.engine
-        factor = self._set_learning_rate(step)
+        rate = self._set_learning_rate(step)
         # Dropout is keyed by step and rank: there is no generator state to save, and a resumed run draws the same.
         torch.manual_seed(hash((self.config.seed, step, engine.rank)) & 0x7FFFFFFF)
         counts = self.counts.of(step)
@@ -182,7 +185,7 @@ class Trainer:
             self.heart.beat(step, "forward and backward")
             sums += self._micro_step(step, micro, batch, counts)
         self.heart.beat(step, "reducing the log")
-        return self._record(step, factor, sums, (waited, time.perf_counter() - began, seen, skipped))
+        return self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, skipped))
 
     def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
         engine = self.engine
@@ -223,9 +226,10 @@ class Trainer:
     def _set_learning_rate(self, step: int) -> float:
         training = self.config.training
         factor = cosine_with_warmup(step, self.steps_total, training.warmup_steps, training.min_lr_ratio)
+        rate = training.learning_rate * factor if self.fixed_rate is None else self.fixed_rate
         for group in self.masters.groups():
-            group["lr"] = training.learning_rate * factor * group.get("lr_scale", 1.0)
-        return training.learning_rate * factor
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
 
     def _ramp(self, step: int) -> float:
         steps = self.config.loss.consistency_ramp_steps
@@ -353,7 +357,7 @@ class Trainer:
         self.checkpoints.save(self.counters.step, self.masters, self.average, asdict(self.counters))
         self.board.scalars(self.counters.step, {"perf/checkpoint_stall_s": time.perf_counter() - began})
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self.checkpoints.wait()
         self.heart.close()
         self.board.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -97,15 +98,22 @@ def build_data(config: Config) -> Data:
     )
 
 
-def build_model(
-    config: Config, view_size: int, device: torch.device
-) -> tuple[RoadworkDetector, torch.optim.Optimizer, dict[str, Tensor], dict[str, Tensor]]:
-    """The detector and its optimizer, not yet prepared.
+class Made(NamedTuple):
+    """A detector and its optimizer, not yet prepared.
 
-    Returns:
-        model, optimizer, constants (frozen weights and buffers, fp32, by name) and the trainable weights (fp32, by name):
-        the engine rounds what it is given to bf16, the masters and every saved model start from these.
+    The engine rounds what it is given to bf16; the masters and every saved model start from these fp32 tensors.
     """
+
+    model: RoadworkDetector
+    optimizer: torch.optim.Optimizer
+    constants: dict[str, Tensor]
+    """Frozen weights and buffers by name."""
+    trainable: dict[str, Tensor]
+    """Trainable weights by name, fp32."""
+
+
+def build_model(config: Config, view_size: int) -> Made:
+    """The detector with its initial or warm-start weights, and the optimizer over its parameter groups."""
     torch.manual_seed(config.seed)
     model = RoadworkDetector(config.model, view_size)
     if config.model.init_from:
@@ -119,8 +127,7 @@ def build_model(
         config.model.layer_decay,
         config.model.backbone_lr_factor,
     )
-    model.to(device)
-    return model, build_optimizer(config, groups), constants, training
+    return Made(model, build_optimizer(config, groups), constants, training)
 
 
 def save_model(folder: Path, model: RoadworkDetector, state: dict[str, Tensor]) -> None:
