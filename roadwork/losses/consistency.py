@@ -22,7 +22,7 @@ class ViewConsistencyLoss(nn.Module):
 
     in [0, ln C]; 0 exactly where all views agree. The gradient through m is zero (the p_i sum to V m, and m sums to 1),
     so detaching m, as is often done, changes nothing. Photos with fewer than two views have nothing to agree on and
-    do not count. All views must come from ONE shared head: after pruning, a view's place says nothing about its content.
+    do not count. All views must come from ONE shared head: after pruning, a view's place says nothing of its content.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -102,7 +102,7 @@ def pool_views(
 
 
 class ViewSupervision(nn.Module):
-    """Cross entropy of the photo's label against its pooled view logits: without it, agreeing on nothing is cheapest."""
+    """Cross entropy of the label against pooled view logits: without it, agreeing on nothing is cheapest."""
 
     def __init__(self, how: Pooling = "attention") -> None:
         super().__init__()

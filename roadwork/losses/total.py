@@ -21,8 +21,8 @@ from roadwork.losses.segmentation import SegmentationLoss
 class Counts:
     """Valid elements over a WHOLE optimizer step: all processes, all micro-batches.
 
-    A mean of means over processes is wrong as soon as they hold different numbers of labels; sums over one count are not.
-    Numbers, or 0-d tensors on any device (nothing here reads them on the host).
+    A mean of means over processes is wrong as soon as they hold different numbers of labels; sums over one count are
+    not. Numbers, or 0-d tensors on any device (nothing here reads them on the host).
     """
 
     label: Number
@@ -61,7 +61,7 @@ class Counts:
     def of(cls, vector: Tensor, parts: float = 1.0) -> Counts:
         """From the reduced vector of `local`; one read on the host if it lives on the CPU, none otherwise."""
         values: Any = vector.tolist() if vector.device.type == "cpu" else vector.unbind()
-        return cls(*values, parts=parts)
+        return cls(values[0], values[1], values[2], values[3], parts)
 
 
 @dataclass
@@ -86,8 +86,8 @@ class TotalLoss(nn.Module):
     """focal + view consistency + weather + segmentation + balance.
 
     Each term is a sum over this batch's valid elements over the step's count, so that the sum of `loss` over all
-    processes and micro-batches is the step's loss. A term that the whole step has nothing for is left out, and the others'
-    weights grow so that their sum stays. Of the consistency weight, the share `view_supervision` goes to the label
+    processes and micro-batches is the step's loss. A term that the whole step has nothing for is left out, and the
+    others' weights grow so that their sum stays. Of the consistency weight, the share `view_supervision` goes to the label
     against pooled view logits (counted with the labels, not ramped: the head must know something before it can agree).
     """
 
@@ -128,7 +128,7 @@ class TotalLoss(nn.Module):
 
         Args:
             outputs: `logits` [B, 2], `view_logits` [B, K, 2], `view_mask` and `kept` [B, K], `weather_logits` [B, 8],
-                `seg_logits` [B, K, 6, h, w] or None, `balance` 0-d or None, and `attention` [B, K] where the model has one.
+                `seg_logits` [B, K, 6, h, w] or None, `balance` 0-d or None, and `attention` [B, K] where there is one.
             ramp: factor on the consistency term in [0, 1].
         """
         valid, masks = _kept_masks(outputs, targets)

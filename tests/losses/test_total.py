@@ -38,13 +38,13 @@ def outputs(dtype=torch.float32, seed=0) -> SimpleNamespace:
 
 def targets(**changes) -> Targets:
     g = torch.Generator().manual_seed(1)
-    values = dict(
-        label=torch.randint(0, 2, (B,), generator=g),
-        weather=torch.randint(0, 8, (B,), generator=g),
-        masks=(torch.rand(B, V, 6, 16, 16, generator=g) > 0.5).to(torch.uint8),
-        masks_valid=torch.rand(B, 6, generator=g) > 0.3,
-        weight=torch.ones(B),
-    )
+    values = {
+        "label": torch.randint(0, 2, (B,), generator=g),
+        "weather": torch.randint(0, 8, (B,), generator=g),
+        "masks": (torch.rand(B, V, 6, 16, 16, generator=g) > 0.5).to(torch.uint8),
+        "masks_valid": torch.rand(B, 6, generator=g) > 0.3,
+        "weight": torch.ones(B),
+    }
     return Targets(**{**values, **changes})
 
 
