@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from roadwork.data.index import ShardIndex
 from roadwork.data.order import EndlessOrder
 from roadwork.losses import Counts
-from roadwork.models.pruning import num_kept
+from roadwork.models.pruning import keep_count
 
 
 class StepCounts:
@@ -39,7 +39,7 @@ class StepCounts:
         self.global_batch = global_batch
         self.end_position = end_position
         self.parts = parts
-        kept = np.array([num_kept(int(v), keep_ratio) for v in range(int(index.num_views.max()) + 1)])
+        kept = np.array([keep_count(int(v), keep_ratio) for v in range(int(index.num_views.max()) + 1)])
         self._kept: NDArray[np.int64] = kept[index.num_views]
         self._label = np.asarray(index.label) >= 0
         self._weather = np.asarray(index.weather) >= 0

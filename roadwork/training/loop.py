@@ -25,6 +25,7 @@ from roadwork.monitoring.board import Board
 from roadwork.monitoring.progress import Progress
 from roadwork.monitoring.runlog import RunLog
 from roadwork.training.checkpoint import Checkpointer, load_training_state
+from roadwork.training.curvature import sampled_loss, update_curvature
 from roadwork.training.ema import Average
 from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
 from roadwork.training.masters import Masters
@@ -204,6 +205,8 @@ class Trainer:
                 self._apply()
         if last:
             self._show(step, views, batch, masks, outputs)
+            if self.config.optimizer.name == "sophia" and step % self.config.optimizer.hessian_every == 0:
+                self._curvature(views, batch)
         return torch.stack([terms[name].double() if name in terms else loss.new_zeros(()).double() for name in TERMS])
 
     def _apply(self) -> None:
@@ -219,6 +222,11 @@ class Trainer:
         if self.average is not None and not self._skipped():
             self.average.update()
             self.counters.average_updates = self.average.updates
+
+    def _curvature(self, views: Tensor, batch: Batch) -> None:
+        outputs = self.wrapped(views, batch.view_mask, batch.metadata, batch.boxes)
+        loss = sampled_loss(outputs, self.config.loss, batch.weight)
+        update_curvature(self.engine, self.masters, loss, len(batch.weight) * self.engine.world_size)
 
     def _skipped(self) -> bool:
         return self.masters.skipped if self.engine.sharded else self.plain_skipped
