@@ -43,15 +43,17 @@ def _night(image: Floats, frame: Frame, rng: np.random.Generator, dark: bool) ->
     headlight = np.exp(-(((xs - camera.centre) / 420) ** 2) - ((ys - camera.horizon - 120) / 130) ** 2)
     light += (0.55 if dark else 0.15) * headlight
     glow = np.zeros((rows, columns, 3), np.float32)
+    lamplight = np.zeros((rows, columns), np.float32)
     for column, row, radius, colour in frame.lamps:
         if not (-200 < column < WIDTH + 200 and -200 < row < HEIGHT + 200):
             continue
         pool = np.exp(-(((xs - column) / (radius * 9 + 30)) ** 2) - ((ys - row - radius * 10) / (radius * 12 + 40)) ** 2)
-        light += (0.42 if dark else 0.1) * pool
-        halo = np.exp(-((xs - column) ** 2 + (ys - row) ** 2) / (radius * 2.2 + 5) ** 2)
-        glow += halo[..., None] * np.asarray(colour, np.float32) * (0.9 if dark else 0.5)
+        np.maximum(lamplight, (0.42 if dark else 0.1) * pool, out=lamplight)
+        halo = np.exp(-((xs - column) ** 2 + (ys - row) ** 2) / (radius * 2.0 + 4) ** 2)
+        strength = (0.9 if dark else 0.5) * min(1.0, 0.3 + radius / 12)
+        np.maximum(glow, halo[..., None] * np.asarray(colour, np.float32) * np.float32(strength), out=glow)
     tint = np.asarray((0.86, 0.92, 1.12) if dark else (1.04, 0.92, 0.96), np.float32)
-    lit = cv2.resize(np.minimum(light, 1.05), (WIDTH, HEIGHT))[..., None] * tint
+    lit = cv2.resize(np.minimum(light + lamplight, 1.05), (WIDTH, HEIGHT))[..., None] * tint
     return image * lit + cv2.resize(glow, (WIDTH, HEIGHT))
 
 
@@ -62,8 +64,9 @@ def _rain(image: Floats, frame: Frame, rng: np.random.Generator) -> Floats:
     top = int(frame.camera.horizon) + 6
     depth = min(HEIGHT - top, top)
     mirror = cv2.resize(image[top - depth : top][::-1], (WIDTH // 8, max(2, depth // 8)), interpolation=cv2.INTER_AREA)
-    mirror = cv2.resize(mirror, (WIDTH, depth))
-    image[top : top + depth] = image[top : top + depth] * np.float32(0.72) + mirror * np.float32(0.3)
+    strength = np.linspace(0.34, 0.0, depth, dtype=np.float32)[:, None, None]
+    image[top:] *= np.float32(0.78)
+    image[top : top + depth] += (cv2.resize(mirror, (WIDTH, depth)) - np.float32(20)) * strength
     streaks: Image = np.zeros((HEIGHT, WIDTH), np.uint8)
     slant = float(rng.uniform(-0.25, 0.25))
     for x, y, length in rng.uniform((0, 0, 14), (WIDTH, HEIGHT, 46), (260, 3)):

@@ -7,13 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Colour = tuple[int, int, int]
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]] | NDArray[np.float64]
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 WHITE: Colour = (236, 236, 232)
 BLACK: Colour = (24, 24, 26)
 STEEL: Colour = (128, 132, 136)
+
+
+_TURN = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
 
 
 class Pen:
@@ -43,11 +47,8 @@ class Pen:
     def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
-        angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-        c, s = np.cos(turn), np.sin(turn)
-        ex, ey = rx * np.cos(angles), ry * np.sin(angles)
-        self.poly(list(zip(x + c * ex - s * ey, y + s * ex + c * ey, strict=True)), colour)
+    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+        self.poly(_CIRCLE * (rx, ry) + (x, y), colour)
 
     def disc(self, x: float, y: float, r: float, colour: Colour) -> None:
         self.ellipse(x, y, r, r, colour)
@@ -103,7 +104,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, 
 def vary(rng: np.random.Generator, colour: Colour, spread: float = 10.0) -> Colour:
     """`colour` with a random change of brightness and, less, of tint."""
     shift = rng.normal(0, spread) + rng.normal(0, spread / 3, 3)
-    red, green, blue = (int(np.clip(c + s, 0, 255)) for c, s in zip(colour, shift, strict=True))
+    red, green, blue = (min(255, max(0, int(c + s))) for c, s in zip(colour, shift, strict=True))
     return red, green, blue
 
 

@@ -260,14 +260,16 @@ def _building(frame: Frame, place: Place, house: Building) -> None:
     x = house.side * place.wall
     if house.near > ahead + 3:  # the gable end that faces the camera
         deep = x + house.side * 9.0
-        shade = tuple(int(c * 0.72) for c in house.texture[house.texture.shape[0] // 2, 1])
+        veil = frame.fade(near - ahead)
+        wall = house.texture[house.texture.shape[0] // 2, 1]
+        shade = tuple(int(c * 0.72 * (1 - veil) + h * veil) for c, h in zip(wall, frame.haze, strict=True))
         _quad(frame, [(x, 0, near), (deep, 0, near), (deep, house.height, near), (x, house.height, near)], shade)  # type: ignore[arg-type]
         if place.family.roof == "gable":
             peak = house.height + 2.6
-            trim = tuple(int(c * 0.9) for c in place.family.trim)
+            trim = tuple(int(c * 0.9 * (1 - veil) + h * veil) for c, h in zip(place.family.trim, frame.haze, strict=True))
             _quad(frame, [(x, house.height, near), (deep, house.height, near), ((x + deep) / 2, peak, near)], trim)  # type: ignore[arg-type]
             ridge = [(x, house.height, near), (x, house.height, far), ((x + deep) / 2, peak, far), ((x + deep) / 2, peak, near)]
-            _quad(frame, ridge, place.family.trim)
+            _quad(frame, ridge, trim)  # type: ignore[arg-type]
     corners = np.float32(
         [frame.camera.point(x, up, z) for up, z in ((house.height, near), (house.height, far), (0, far), (0, near))]
     )
