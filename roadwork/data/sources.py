@@ -34,7 +34,14 @@ from roadwork.errors import UserError
 
 HUB_NAME = "natix-network-org/roadwork"
 SPLITS = ("train", "val", "test", "predict")
-_SPLIT_WORDS = {"train": "train", "test": "test", "validation": "val", "valid": "val", "val": "val", "predict": "predict"}
+_SPLIT_WORDS = {
+    "train": "train",
+    "test": "test",
+    "validation": "val",
+    "valid": "val",
+    "val": "val",
+    "predict": "predict",
+}
 _SPLIT_IN_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|predict)(?=[/_.-])")
 _CSV_COLUMNS = (
     "path",
@@ -168,7 +175,9 @@ class ParquetSource:
                 self._check(url, file.schema_arrow)
                 row_groups = file.num_row_groups
         except pa.ArrowInvalid as error:
-            raise UserError(f"source {url}: not a readable parquet file ({str(error).splitlines()[0][:120]})") from error
+            raise UserError(
+                f"source {url}: not a readable parquet file ({str(error).splitlines()[0][:120]})"
+            ) from error
         except OSError as error:
             raise UserError(f"source {url}: cannot be read ({error})") from error
         identity = [info.get(key) for key in ("size", "mtime", "etag", "ETag", "sha256", "blob_id", "LastModified")]
