@@ -334,11 +334,11 @@ def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like
 
 def street_source(spec: str, work_dir: str | Path | None, seed: int, processes: int | None) -> ParquetSource:
     """The embedded benchmark: drawn once, written in the public schema, and read back like any other parquet."""
-    from roadwork.data import street
-
     text = spec.partition(":")[2] or "1000"
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"source {spec}: N in street:N is a whole number of photos, 1 or more")
+    from roadwork.data import street
+
     folder = Path(work_dir) if work_dir is not None else Path(tempfile.mkdtemp(prefix="roadwork-street-"))
     drawn_by = hashlib.sha256(Path(street.__file__).read_bytes()).hexdigest()[:16]
     wanted = f"street n={int(text)} seed={seed} code={drawn_by}\n"

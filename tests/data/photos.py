@@ -28,7 +28,7 @@ def encode(rgb: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
     """Encoded bytes of an array or picture."""
     stream = io.BytesIO()
     image = rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
-    image.save(stream, kind, **({"quality": 95} if kind == "JPEG" else {}) | options)
+    image.save(stream, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}) | options)
     return stream.getvalue()
 
 
