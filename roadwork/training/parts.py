@@ -132,4 +132,4 @@ def build_model(config: Config, view_size: int) -> Made:
 
 def save_model(folder: Path, model: RoadworkDetector, state: dict[str, Tensor]) -> None:
     """Write a `from_pretrained` folder from whole fp32 tensors. Rank 0."""
-    model.save_weights(folder, {name: tensor.detach().cpu() for name, tensor in state.items()})
+    model.save_pretrained(folder, state=state)

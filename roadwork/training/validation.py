@@ -39,7 +39,9 @@ class Scores:
 
 
 @torch.no_grad()
-def validate(engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: EvalLoader, resamples: int = 200) -> Scores:
+def validate(
+    engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: EvalLoader, resamples: int = 200
+) -> Scores:
     """Score a labelled split. Collective; every rank returns the same Scores.
 
     Each rank takes every world_size-th photo, so that none is doubled and none is padded in.
@@ -50,9 +52,9 @@ def validate(engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: 
     skipped: list[tuple[str, str]] = []
     for batch in loader:
         skipped += batch.skipped
-        there = batch.weight > 0
+        there, view_mask = batch.weight > 0, batch.view_mask
         batch = batch.to(engine.device)
-        outputs = model(batch.views.float() / 255, batch.view_mask, batch.metadata, batch.boxes)
+        outputs = model(batch.views, view_mask, batch.metadata, batch.boxes, segmentation=False)
         margin = (outputs.logits[:, 1] - outputs.logits[:, 0]).float().cpu()
         rows += [(int(s), float(m)) for s, m, ok in zip(batch.sample.cpu(), margin, there, strict=True) if ok]
     model.train(training)
@@ -72,5 +74,5 @@ def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[
         return Scores(sample, probability, label, float("nan"), 0.0, (0.0, 0.0), skipped)
     loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(margin), torch.from_numpy(label).double()))
     groups = np.asarray(index.group)[sample]
-    low, high = group_bootstrap(label, probability, groups, "mcc", resamples, seed=0)[-2:]
+    low, high = group_bootstrap(label, probability, groups, "mcc", resamples)
     return Scores(sample, probability, label, loss, float(mcc(confusion(label, probability))), (low, high), skipped)
