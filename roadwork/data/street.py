@@ -166,7 +166,7 @@ def _video(number: int, seed: int) -> Video:
     weather = WEATHERS[int(rng.choice(len(WEATHERS), p=odds / odds.sum()))]
     daytime = str(rng.choice(["Light", "Twilight", "Dark"], p=[0.74, 0.10, 0.16]))
     glare = weather in ("Sunny", "Partly Cloudy") and daytime != "Dark" and rng.random() < 0.2
-    radius, angle = 9.0 * np.sqrt(rng.random()), 2 * np.pi * rng.random()
+    radius, angle = 9.0 * float(np.sqrt(rng.random())), 2 * float(np.pi) * rng.random()
     return Video(
         number, cycle * _STARTS[-1] + _STARTS[slot], _LENGTHS[slot], split, city, site, bool(rng.random() < _CLEAR),
         city.latitude + radius * float(np.sin(angle)) / 111.2,
