@@ -151,7 +151,7 @@ def test_bad_records_are_rejected_by_name_and_counts_add_up(tmp_path: Path) -> N
     rows[3]["label"] = 5
     rows[4]["id"] = 0
     rows[5]["gps"] = "[0, 0]"
-    rows[6]["gps"] = "[-80.0, 40.0]"
+    rows[6]["gps"] = "[-120.0, 40.0]"
     rows[7]["scene_level_tags.weather"] = "['Hail']"
     rows[8]["image"]["bytes"] = encode(np.asarray(Image.fromarray(scene(8)).convert("L")))
     rows[9]["video_info.vid_id"] = "held"
