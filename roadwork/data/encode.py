@@ -146,15 +146,15 @@ def encode_photo(
     boxes = view_boxes(width, height, options.view_size, options.max_views)
     views = make_views(rgb, boxes, options.view_size)
     meta = meta_of(entry) | {"width": width, "height": height}
-    found, valid, confidence = _masks_of(entry, masks, folder)
     bits: np.ndarray | None = None
-    if found is not None:
-        try:
+    try:
+        found, valid, confidence = _masks_of(entry, masks, folder)
+        if found is not None:
             plane = decode_masks(found, width, height)
             bits = make_mask_views(plane, scaled_boxes(boxes, (width, height), plane.shape), options.view_size)
             meta |= {"masks_valid": valid, "masks_confidence": confidence}
-        except Rejected as error:
-            notes += (error.reason.partition(":")[0],)
+    except Rejected as error:  # the photo is used without masks
+        notes += (error.reason.partition(":")[0],)
     sheet = simplejpeg.encode_jpeg(compose_sheet(views), options.quality, "RGB", "420", fastdct=False)
     photo = {
         "id": entry.record.id,
@@ -177,6 +177,8 @@ def _masks_of(
     if folder is not None:
         found = folder.get(entry.record.id)
         if found is not None:
+            if entry.record.extra.get("ambiguous_id"):
+                raise Rejected("masks_ambiguous_id: two published splits have a photo of this id")
             return found
     return masks, [True] * 6, [1.0] * 6
 

@@ -14,6 +14,8 @@ from roadwork.data.record import Rejected
 MAX_PIXELS = 150_000_000
 """Photos with more pixels in their header are refused before any of them is decoded."""
 MIN_SIDE = 16
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""What Pillow may open: some of its other formats start external programs."""
 _ORIENTATION = 0x0112
 _DAMAGE = ("premature", "corrupt", "huffman", "truncated", "invalid", "bad ")
 
@@ -29,7 +31,7 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     image = _open(data, max_pixels)
     orientation = _orientation(image)
     notes: list[str] = []
-    rgb = _decode_jpeg(data, notes) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+    rgb = _decode_jpeg(data, notes) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
     if rgb is None:
         rgb = _decode_pillow(image, notes)
     elif image.mode == "L":
@@ -73,7 +75,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (judged below) and of broken EXIF
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise Rejected(f"too_many_pixels: the header says more than the {max_pixels} that are allowed") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError, EOFError):
