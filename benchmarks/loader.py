@@ -3,8 +3,8 @@
 `python -m benchmarks.loader [--json] [--shards DIR] [--workers 2] [--rounds 5]`
 
 All contenders read the same shards with the same workers and give uint8 [B, V, 3, S, S]; all but `webdataset_pil` use
-the same decoder. Runs alternate; the figures are medians over rounds. `decode_limit` is a bare loop over the same bytes in
-as many processes, at the start and at the end of each round. `*_cpu_ms` is processor time per photo over all
+the same decoder. Runs alternate; the figures are medians over rounds. `decode_limit` is a bare loop over the same bytes
+in as many processes, at the start and at the end of each round. `*_cpu_ms` is processor time per photo over all
 processes, which a busy machine disturbs less than the rate.
 """
 
