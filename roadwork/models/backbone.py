@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from roadwork.errors import UserError
+from roadwork.models.depthwise import use_fast_depthwise
 from roadwork.models.weights import Recipe, create, is_vit
 
 
@@ -64,6 +65,7 @@ class Backbone(nn.Module):
         self.vit = is_vit(recipe.name)
         self.checkpointing = checkpointing
         self.channels_last = not self.vit
+        use_fast_depthwise(self.net)
         self._measure(view_size)
         self.trainable_units = self._trainable_units(trainable)
         self.full = trainable == "full"
