@@ -36,7 +36,7 @@ class Recipe:
 
 
 def resolve_backbone(name: str, device_type: str | None = None) -> str:
-    """`auto` -> the large ViT where a GPU will compute, the small convolutional net elsewhere; other names as they are."""
+    """`auto` -> the large ViT where a GPU will compute, else the small convolutional net; other names as they are."""
     if name != "auto":
         return name
     if device_type is None:
@@ -91,7 +91,9 @@ def load(net: nn.Module, recipe: Recipe, weights: str) -> str:
         return _load_auto(net, recipe)
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"model.weights {weights!r} is not a file; give `auto`, `random` or a .safetensors, .pth or .bin file")
+        raise UserError(
+            f"model.weights {weights!r} is not a file; give `auto`, `random` or a .safetensors, .pth or .bin file"
+        )
     _fill(net, _read(path), str(path))
     return f"file {path.name}"
 
@@ -110,7 +112,7 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
         return LITE0_ORIGIN
     try:
         pretrained = timm.create_model(recipe.name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub fails in many ways (offline, gated, no such tag): all mean the same to the user
+    except Exception as error:  # the hub fails in many ways (offline, gated, no such tag), all mean the same here
         raise UserError(
             f"model.weights auto: no pretrained weights of {recipe.name} ({_line(error)}); "
             f"pass --model.weights random or a local file"
@@ -128,7 +130,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and header errors alike
-        raise UserError(f"weights {path} cannot be read ({_line(error)}); give a .safetensors, .pth or .bin file") from error
+        raise UserError(
+            f"weights {path} cannot be read ({_line(error)}); give a .safetensors, .pth or .bin file"
+        ) from error
     for key in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
