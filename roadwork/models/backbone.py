@@ -42,6 +42,12 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
+def mark_dynamic(x: Tensor, *dims: int) -> None:
+    """Tell the compiler that these sizes vary from batch to batch (1 stays a size of its own)."""
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(x, dim)
+
+
 class Backbone(nn.Module):
     """A timm ViT (VisionTransformer, Eva with DINOv3) or convolutional net.
 
@@ -63,7 +69,7 @@ class Backbone(nn.Module):
 
     def __init__(self, recipe: Recipe, view_size: int, trainable: str = "full", checkpointing: bool = False) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.compiled = recipe, False
         self.net = create(recipe, view_size)
         self.vit = is_vit(recipe.name)
         self.checkpointing = checkpointing
@@ -221,6 +227,8 @@ class Backbone(nn.Module):
         remember = self.checkpointing and self.training and torch.is_grad_enabled()
         mixed = bool(getattr(self.net, "rope_mixed", False))
         for i, unit in enumerate(self.units()[start:stop], start):
+            if self.compiled:
+                mark_dynamic(x, 0)
             arguments: dict[str, Any] = {}
             if state.rope is not None:
                 arguments["rope"] = state.rope[i] if mixed else state.rope

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class _Fp32Backward(torch.autograd.Function):
     """conv2d in bf16 whose gradients are computed in fp32.
 
-    oneDNN has no fast bf16 kernel for the weight gradient of most depthwise convolutions: 672 channels of 8x8, 5x5 stride
-    2, 64 views on one core: 369 ms in bf16, 15 ms by way of fp32.
+    oneDNN has no fast bf16 kernel for the weight gradient of most depthwise convolutions: 672 channels of 8x8, 5x5
+    stride 2, 64 views on one core: 369 ms in bf16, 15 ms by way of fp32.
     """
 
     @staticmethod

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import ModelConfig
 from roadwork.errors import UserError
-from roadwork.models.backbone import Backbone
+from roadwork.models.backbone import Backbone, mark_dynamic
 from roadwork.models.fusion import GatedFusion, Pyramid
 from roadwork.models.layer import Layer
 from roadwork.models.metadata import METADATA_DIM, MetadataEncoder
@@ -157,7 +157,8 @@ class RoadworkDetector(Saved, nn.Module):
         for module in last if self.pruner is None else [*last, self.pruner.net[-1]]:
             nn.init.normal_(module.weight, std=0.01)
         nn.init.normal_(self.segmentation.out.weight, std=0.01)
-        self.segmentation.out.bias.fill_(-2.0)  # objects cover few pixels
+        bias = cast(Tensor, self.segmentation.out.bias)
+        bias.fill_(-2.0)  # objects cover few pixels
         if self.metadata_encoder is not None:
             for null in self.metadata_encoder.null.values():
                 nn.init.normal_(null, std=0.5)
@@ -240,6 +241,9 @@ class RoadworkDetector(Saved, nn.Module):
         stats = []
         with self._attention():
             for layer in self.layers:
+                if self.compiled:
+                    mark_dynamic(x, 0, 1)
+                    mark_dynamic(mask, 0, 1)
                 x, layer_stats = layer(x, mask)
                 stats.append(layer_stats)
         balance, load = balance_loss(torch.stack(stats), self.config.num_experts, everywhere=self.training)
@@ -309,15 +313,16 @@ class RoadworkDetector(Saved, nn.Module):
         backend = ATTENTION_BACKENDS[self.attention_backend]
         return nullcontext() if backend is None else sdpa_kernel(backend)
 
-    def compile_blocks(self) -> int:
+    def compile_blocks(self, **options: Any) -> int:
         """torch.compile each block in place (whole-model compilation takes ten times longer and gains nothing).
 
-        Parameter names do not change. Returns the number of compiled blocks.
+        Parameter names do not change. The numbers of photos and views are marked as varying, so that batches with other
+        numbers do not compile again. `options` go to torch.compile. Returns the number of compiled blocks.
         """
         blocks = [*self.backbone.blocks(), *self.layers]
         for block in blocks:
-            block.compile()
-        self.compiled = True
+            block.compile(**options)
+        self.compiled = self.backbone.compiled = True
         return len(blocks)
 
     def runtime(self) -> dict[str, str]:
@@ -339,6 +344,6 @@ def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~there.view(*there.shape, *[1] * (x.dim() - 2)), 0.0)
 
 
-def compile_blocks(model: RoadworkDetector) -> int:
+def compile_blocks(model: RoadworkDetector, **options: Any) -> int:
     """See `RoadworkDetector.compile_blocks`."""
-    return model.compile_blocks()
+    return model.compile_blocks(**options)

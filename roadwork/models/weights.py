@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def plan(name: str, weights: str) -> Recipe:
     elif timm.is_model(name):
         configured = timm.get_pretrained_cfg(name)
         if configured is not None:
-            recipe.mean, recipe.std = tuple(configured.mean), tuple(configured.std)
+            recipe.mean, recipe.std = _three(configured.mean), _three(configured.std)
     return recipe
 
 
@@ -169,6 +169,11 @@ def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
                 f"this backbone wants {tuple(wanted[key].shape)}"
             )
     net.load_state_dict(chosen)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def _line(error: BaseException) -> str:

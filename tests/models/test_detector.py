@@ -247,19 +247,14 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_compiled_blocks_have_no_graph_break_and_no_recompile(build: Build, photos: Photos) -> None:
-    torch._dynamo.reset()
+def test_compiled_blocks_have_no_graph_break_and_do_not_compile_again(build: Build, photos: Photos) -> None:
     model = build(num_layers=1).eval()
-    views, mask, boxes = photos([3, 2])
-    expected = model(views, mask, None, boxes).logits
-    layer = model.layers[0]
-    encoded = model.encode(views, mask, boxes)
-    explained = torch._dynamo.explain(layer)(encoded.tokens, encoded.view_mask)
-    assert explained.graph_break_count == 0, explained.break_reasons
+    batches = [photos([3, 2]), photos([4, 4, 1]), photos([5, 2])]
+    expected = [model(views, mask, None, boxes).logits for views, mask, boxes in batches]
     torch._dynamo.reset()
-    block = model.backbone.units()[0]
-    block.compile(fullgraph=True, backend="aot_eager")
-    layer.compile(fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(2):
-            torch.testing.assert_close(model(views, mask, None, boxes).logits, expected, atol=1e-5, rtol=1e-4)
+    names = list(model.state_dict())
+    assert model.compile_blocks(fullgraph=True, backend="aot_eager") > len(model.backbone.units())
+    assert list(model.state_dict()) == names and model.runtime()["compile"] == "per block"
+    for i, (views, mask, boxes) in enumerate(batches):
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            torch.testing.assert_close(model(views, mask, None, boxes).logits, expected[i], atol=1e-5, rtol=1e-4)

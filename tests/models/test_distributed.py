@@ -44,11 +44,11 @@ def test_balance_of_two_processes_is_that_of_the_joined_batch(tmp_path: Path) ->
         port = free.getsockname()[1]
     context = mp.spawn(_balance_on_rank, (port, str(tmp_path)), nprocs=2, join=False)
     try:
-        for _ in range(12):
+        for _ in range(24):
             if context.join(timeout=10):
                 break
         else:
-            raise AssertionError("the two processes did not finish within 120 s")
+            raise AssertionError("the two processes did not finish within 240 s")
     finally:
         for process in context.processes:
             process.kill()
