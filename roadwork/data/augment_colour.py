@@ -19,11 +19,11 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 
 def hue_matrices(radians: Array) -> Array:
-    """[N, 3, 3] turning the chroma plane of YIQ by [N] radians: grey stays grey and luma stays luma."""
+    """[N, 3, 3] turning the chroma plane of YIQ by [N] radians (> 0: red to yellow): grey and luma stay."""
     turn = np.zeros((len(radians), 3, 3))
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = np.cos(radians)
-    turn[:, 1, 2], turn[:, 2, 1] = -np.sin(radians), np.sin(radians)
+    turn[:, 1, 2], turn[:, 2, 1] = np.sin(radians), -np.sin(radians)
     return _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
 
 
