@@ -43,7 +43,7 @@ def weather_fields(p: Parameters, size: int, device: torch.device, dtype: torch.
         opacity = fog_field(put(haze), put(_lattice(p.fog_seed)), y)
         keep, add = keep * (1 - opacity), opacity * put(p.airlight)[..., None, None]
     if p.glare.any():
-        light = _field(put(p.glare)) * glare_field(put(p.glare_shape), x, y)
+        light = (_field(put(p.glare)) * glare_field(put(p.glare_shape), x, y)).clamp(0, 1)
         light = light * put(p.glare_colour)[..., None, None]
         # screen blending: never beyond white, strongest where it is dark
         veil = light.mean(1, keepdim=True)
@@ -103,7 +103,7 @@ def fog_field(density: Tensor, lattice: Tensor, y: Tensor) -> Tensor:
 
 
 def glare_field(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Light in the lens [N, 1, h, w] in [0, 1]: a burnt core, its bloom, a veil over the view, and faint rays.
+    """Light in the lens [N, 1, h, w]: a core that burns out (2 and more), its bloom, a veil over the view, and faint rays.
 
     Args:
         shape: [N, 3] place (x, y) of the sun and radius of the bloom, in halves of the view.
@@ -117,7 +117,7 @@ def glare_field(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     # six rays: |cos 3 phi| sharpened, by the triple-angle formula instead of atan2
     cosine = dx / distance
     rays = (4 * cosine**3 - 3 * cosine).abs() ** 24 * torch.exp(-distance / (1.6 * radius))
-    return (1.1 * core + 0.75 * bloom + 0.12 + 0.3 * rays).clamp(0, 1)
+    return 2.0 * core + 0.75 * bloom + 0.12 + 0.3 * rays
 
 
 def rain_field(amount: Tensor, angle: Tensor, random: Tensor, size: int) -> Tensor:
@@ -155,5 +155,3 @@ def rain_field(amount: Tensor, angle: Tensor, random: Tensor, size: int) -> Tens
         total = streak if total is None else total + streak * (1 - total)
     assert total is not None
     return total.unsqueeze(1)
-
-
