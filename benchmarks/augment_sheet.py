@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from roadwork.config import AugmentConfig
 from roadwork.data.augment import Augment
 from roadwork.data.augment_colour import colour_matrices
-from roadwork.data.augment_geometry import flips, from_corners, rotations, zooms
+from roadwork.data.augment_geometry import from_corners, rotations, zooms
 from roadwork.data.augment_parameters import Array, Parameters, draw
 
 _SIDE = 512
 _TILE = 184
 _PHOTO = {"rain": 0, "fog": 1, "shadow": 0, "glare": 1, "brightness": 0}  # where they are best seen
-_NONE = {name: 0.0 for name in vars(AugmentConfig()) if name.endswith("_p")}
+_NONE: dict[str, Any] = {name: 0.0 for name in vars(AugmentConfig()) if name.endswith("_p")}
 
 
 def _three(**changes: Array) -> Parameters:
@@ -93,7 +95,7 @@ def _photos(paths: list[Path]) -> torch.Tensor:
     if paths:
         arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     else:
-        from roadwork.data import street
+        street: Any = importlib.import_module("roadwork.data.street")
 
         arrays = [np.asarray(street.draw(i, 0).rgb) for i in (1, 2, 4)]  # two by day, one by night
     views = []
@@ -118,7 +120,7 @@ def write_sheet(path: Path, photos: list[Path]) -> None:
         x, y = (i % 2) * (4 * _TILE + 12), (i // 2) * cell
         which = _PHOTO.get(name, i % 3)
         photo = views[which : which + 1]
-        done, _ = augment.apply(photo.expand(3, -1, -1, -1, -1).contiguous(), p)
+        done, _ = augment.with_parameters(photo.expand(3, -1, -1, -1, -1).contiguous(), p)
         row = [photo[0, 0], *done[:, 0]]
         for k, (tile, caption) in enumerate(zip(row, [name, *captions], strict=True)):
             image = Image.fromarray((tile * 255).round().byte().permute(1, 2, 0).numpy())

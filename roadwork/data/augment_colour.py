@@ -57,7 +57,11 @@ def colour(views: Tensor, matrix: Tensor) -> Tensor:
     matrix = matrix.to(views.device, views.dtype)
     if not views.is_cuda:
         return torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], views.flatten(2)).view_as(views)
-    # three streaming passes: as a matrix product of inner size 3 it would run in TF32 where that is allowed
+    return _by_columns(views, matrix)
+
+
+def _by_columns(views: Tensor, matrix: Tensor) -> Tensor:
+    """Three streaming passes: as a matrix product of inner size 3 it would run in TF32 where that is allowed."""
     column = matrix[..., None, None].unbind(2)
     out = torch.addcmul(column[3], column[0], views[:, :1])
     return out.addcmul_(column[1], views[:, 1:2]).addcmul_(column[2], views[:, 2:])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadwork.config import AugmentConfig
+from roadwork.data.augment_colour import colour_matrices
 from roadwork.data.augment_geometry import flips, from_corners, rotations, zooms
 
 Array = NDArray[Any]
@@ -174,8 +175,6 @@ def _geometry(config: AugmentConfig, u: dict[str, Array], hit: Any, challenge: A
 
 
 def _colour(config: AugmentConfig, u: dict[str, Array], hit: Any, challenge: Array) -> dict[str, Array]:
-    from roadwork.data.augment_colour import colour_matrices
-
     def factor(name: str, probability: float, size: float) -> Array:
         drawn = np.maximum(1 + _either(config, u[f"{name}_size"], size), 0)
         return np.where(hit(name, probability) & ~challenge, drawn, 1.0)

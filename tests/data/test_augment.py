@@ -11,8 +11,8 @@ from roadwork.data.augment_parameters import draw, keys, stream
 from roadwork.errors import UserError
 
 SIZE = 64
-OFF = {name: 0.0 for name in vars(AugmentConfig()) if name.endswith("_p")}
-ALL = {**{name: 1.0 for name in OFF}, "challenge_p": 0.0}
+OFF = dict.fromkeys((name for name in vars(AugmentConfig()) if name.endswith("_p")), 0.0)
+ALL = {**dict.fromkeys(OFF, 1.0), "challenge_p": 0.0}
 
 
 def photos(b: int = 6, v: int = 3, size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -240,6 +240,24 @@ def test_mistakes_are_named():
         Augment(AugmentConfig(rain_p=1.2))
     with pytest.raises(UserError, match="zoom_range"):
         Augment(AugmentConfig(zoom_range=(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(**ALL), AugmentConfig(), AugmentConfig(challenge_p=0.5)])
+def test_all_photos_together_are_the_photos_one_by_one(config):
+    """What a GPU runs, here on a CPU: the same numbers but for rounding."""
+    views, masks, key = photos(b=8)
+    before = views.clone()
+    view_mask = torch.ones(8, 3, dtype=torch.bool)
+    view_mask[2, 1:] = False
+    views[2, 1:] = before[2, 1:] = 0
+    augment = Augment(config)
+    p = draw(config, 0, 0, key.numpy())
+    one_by_one = augment._one_by_one(views, p, masks, view_mask)
+    together = augment._together(views, p, masks, view_mask)
+    torch.testing.assert_close(together[0], one_by_one[0], atol=2e-5, rtol=0)
+    assert torch.equal(together[1], one_by_one[1]) and torch.equal(views, before)
+    nothing = draw(AugmentConfig(**OFF), 0, 0, key.numpy())
+    assert torch.equal(augment._together(views, nothing, None, None)[0], before) and torch.equal(views, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,6 +10,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
+from roadwork.data import augment_blur, augment_colour, augment_noise
 from roadwork.data.augment import colour, gaussian_blur, motion_blur, warp
 from roadwork.data.augment_blur import motion_steps
 from roadwork.data.augment_challenge import jpeg, quantisation
@@ -176,6 +177,19 @@ def test_jpeg_is_pillows(quality):
 def test_jpeg_pads_odd_sizes():
     x = picture(1, 64)[..., :50, :37]
     assert jpeg(x).shape == x.shape and error(jpeg(x, 95), x) < 0.1
+
+
+def test_the_forms_for_a_gpu_are_the_forms_for_a_cpu():
+    x = picture(3)
+    sigma = np.array([0.5, 0.0, 2.0])
+    assert error(augment_blur._by_convolution(x, augment_blur.gaussian_weights(sigma)), gaussian_blur(x, sigma)) < 1e-6
+    matrix = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(2))
+    assert error(augment_colour._by_columns(x, matrix), colour(x, matrix)) < 1e-6
+    photos, std, seed = x[:, None].repeat(1, 2, 1, 1, 1), np.array([0.1, 0.2, 0.3]), np.arange(3, dtype=np.uint64)
+    place, sign = augment_noise.noise_windows(seed, 2)
+    bank = augment_noise._bank(photos[0, 0].numel(), photos.device)
+    rows = augment_noise._by_rows(photos.clone(), bank, place, sign * std[:, None])
+    assert error(rows, augment_noise.add_noise_(photos.clone(), std, seed)) < 1e-6
 
 
 def test_wrong_shapes_are_named():
