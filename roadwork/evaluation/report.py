@@ -17,7 +17,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from roadwork.evaluation import metrics, plots
-from roadwork.evaluation.errors import join, photos
+from roadwork.evaluation.errors import join
+from roadwork.evaluation.photos import photos
 from roadwork.monitoring.runlog import read_last_per_step, read_lines
 
 TEMPLATES = Path(__file__).parent / "templates"

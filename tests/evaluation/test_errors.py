@@ -16,7 +16,8 @@ from roadwork.errors import UserError
 from roadwork.evaluation import metrics
 from roadwork.evaluation.assess import evaluate
 from roadwork.evaluation.baselines import metadata_classifier, metadata_features
-from roadwork.evaluation.errors import analyse, great_circle_km, join, photo, photos
+from roadwork.evaluation.errors import analyse, great_circle_km, join
+from roadwork.evaluation.photos import Photos, photo, photos, stitched
 from tests.evaluation.fake_run import build_shards, probabilities
 
 NAMES = {"weather": WEATHER, "daytime": DAYTIME}
@@ -101,6 +102,18 @@ def test_the_photo_has_its_own_proportions(index):
     row = int(np.argmax(index.width / index.height))
     picture = Image.open(io.BytesIO(photo(index, row)))
     assert picture.width / picture.height == pytest.approx(index.width[row] / index.height[row], rel=0.06)
+
+
+def test_a_photo_is_put_together_from_its_finest_views(index):
+    row = int(np.argmax(index.num_views))
+    whole = stitched(index, row)
+    assert whole.shape == (index.height[row], index.width[row], 3)
+    x0, y0, x1, y1 = np.round(index.boxes(row)[-1] * ([index.width[row], index.height[row]] * 2)).astype(int)
+    tile = index.read_views(row)[-1].transpose(1, 2, 0)
+    side = min(x1 - x0, y1 - y0)
+    shown = np.asarray(Image.fromarray(whole[y0:y1, x0:x1]).resize(tile.shape[:2]))
+    assert side > 0 and np.abs(shown.astype(int) - tile).mean() < 6
+    assert len(Photos(index, [row])) == 1 and (Photos(index, [row])[0] == whole).all()
 
 
 def columns(n, seed, tells):
