@@ -390,6 +390,22 @@ class MonitoringConfig:
 
 
 @dataclass
+class PipelineConfig:
+    """All stages in order."""
+
+    stages: list[str] = field(default_factory=lambda: ["shards", "pretrain", "dora_folds", "predict", "evaluate"])
+    """Of shards, pseudo_masks, find_lr, pretrain, dora_folds, predict, evaluate; in this order."""
+    source: str = ""
+    """Photos for `shards.build --source`; empty: data.shards must be there."""
+    build: list[str] = field(default_factory=list)
+    """Further words for `shards.build`, such as `[--target-cities, "A,B", --view-size, "512"]`."""
+    accelerate_config: str = ""
+    """`accelerate launch --config_file`; empty: accelerate_configs/gpu.yaml on GPUs, else cpu.yaml."""
+    processes: int = 0
+    """`accelerate launch --num_processes`; 0: all GPUs, else what the configuration says."""
+
+
+@dataclass
 class Config:
     """Everything that a stage can be told."""
 
@@ -409,8 +425,10 @@ class Config:
     masks: MasksConfig = field(default_factory=MasksConfig)
     lr_finder: LrFinderConfig = field(default_factory=LrFinderConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
 
+PIPELINE = ("shards", "pseudo_masks", "find_lr", "pretrain", "dora_folds", "predict", "evaluate")
 STAGES = ("pretrain", "find_lr", "dora_folds", "predict", "evaluate", "pseudo_masks", "pipeline")
 
 
@@ -525,6 +543,9 @@ def validate(config: Config) -> None:
         raise UserError(f"checkpoint.keep_last is {config.checkpoint.keep_last}; at least 2 are kept")
     if not 0 < config.predict.prior < 1:
         raise UserError(f"predict.prior is {config.predict.prior}; a prior lies strictly between 0 and 1")
+    strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
+    if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):
+        raise UserError(f"pipeline.stages is {config.pipeline.stages}; allowed, in this order: {', '.join(PIPELINE)}")
     unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
     if unknown:
         raise UserError(f"model.metadata_fields has {sorted(unknown)}; allowed: gps, weather, daytime, scene, text")
