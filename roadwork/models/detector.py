@@ -145,8 +145,8 @@ class RoadworkDetector(Saved, nn.Module):
             elif isinstance(module, MoE):
                 nn.init.normal_(module.gate_up_proj, std=module.gate_up_proj.shape[-1] ** -0.5)
                 nn.init.normal_(module.down_proj, std=module.down_proj.shape[-1] ** -0.5 * residual)
-                nn.init.normal_(module.router.weight, std=0.02)
         for layer in self.layers:
+            nn.init.normal_(layer.moe.router.weight, std=0.01)
             layer.attention.out_proj.weight.mul_(residual)
             layer.attention.gate_proj.weight.mul_(0.5)
         self.position.weight.mul_(0.5)
@@ -279,11 +279,10 @@ class RoadworkDetector(Saved, nn.Module):
         if not (views.is_floating_point() or views.dtype == torch.uint8):
             raise ValueError(f"views are {views.dtype}; expected floats in [0, 1] or uint8")
         self.backbone.check_size(*views.shape[-2:])
-        if views.device.type == "cpu" and views.is_floating_point() and not -0.01 <= float(views.amin()) <= float(views.amax()) <= 1.01:
-            raise ValueError(
-                f"views range from {float(views.amin()):.3g} to {float(views.amax()):.3g}; expected [0, 1] "
-                f"(normalisation happens inside the model)"
-            )
+        if views.device.type == "cpu" and views.is_floating_point():  # a GPU would have to wait for the answer
+            low, high = (float(bound) for bound in views.detach().aminmax())
+            if not -0.01 <= low <= high <= 1.01:
+                raise ValueError(f"views range from {low:.3g} to {high:.3g}; expected [0, 1], the model normalises itself")
         grid = tuple(views.shape[:2])
         if mask is None:
             mask = torch.ones(grid, dtype=torch.bool)
