@@ -154,12 +154,16 @@ def _random(name: str, seed: int) -> tuple[Any, Any, torch.nn.Module]:
     return detector, processor, tiny.sam1(seed)
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Detector and SAM of `DETECTOR+SAM`; SAM's smallest where none is named."""
+    detector, plus, sam = name.rpartition("+")
+    return (detector, sam) if plus else (name, "vit_b")
+
+
 def _pretrained(name: str) -> tuple[Any, Any, torch.nn.Module]:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    detector_name, plus, sam_name = name.rpartition("+")
-    if not plus:
-        detector_name, sam_name = name, "vit_b"
+    detector_name, sam_name = split_name(name)
     folder = model_folder(detector_name)
     try:
         detector = AutoModelForZeroShotObjectDetection.from_pretrained(folder)

@@ -113,13 +113,15 @@ class RealBackend:
     """Published masks first, then the source's own, then (where given) another backend.
 
     Args:
-        annotations: COCO file; empty: only masks that the source brings.
+        coco: annotations; None: only masks that the source brings.
         limits: what counts as an object (drawn objects of any size count: only an empty one is refused).
         fallback: asked for photos without real masks; None leaves them without masks.
     """
 
-    def __init__(self, annotations: str = "", limits: Limits | None = None, fallback: Backend | None = None) -> None:
-        self.coco = CocoMasks(annotations) if annotations else None
+    def __init__(
+        self, coco: CocoMasks | None = None, limits: Limits | None = None, fallback: Backend | None = None
+    ) -> None:
+        self.coco = coco
         self.limits = limits or Limits(min_object_size=1)
         self.fallback = fallback
         real = self.coco.origin if self.coco else "masks of the source"
@@ -171,7 +173,11 @@ def _read_coco(path: str) -> dict[str, Any]:
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or any(not isinstance(content.get(name), list) for name in lists):
         raise UserError(f"masks.annotations {path}: not COCO; it needs the lists {', '.join(lists)}")
-    needed = {"images": ("id", "width", "height"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
+    needed = {
+        "images": ("id", "width", "height"),
+        "annotations": ("image_id", "category_id"),
+        "categories": ("id", "name"),
+    }
     for name, keys in needed.items():
         for entry in content[name]:
             missing = [key for key in keys if key not in entry]

@@ -26,6 +26,7 @@ from roadwork.labelling.crops import tiled_photo, whole_photo
 
 log = logging.getLogger(__name__)
 
+DUPLICATE = "duplicate_id"
 Loaded = tuple[int, Photo | str]
 """A position and its photo, or the reason why there is none."""
 
@@ -77,7 +78,7 @@ class SourcePhotos:
                 record = parse_row({**row, "image": None, "masks": None})
                 photo_id, label = record.id, record.label
                 if photo_id in first:
-                    self._bad[position] = f"duplicate_id: {photo_id} is position {first[photo_id]} as well"
+                    self._bad[position] = f"{DUPLICATE}: {photo_id} is position {first[photo_id]} as well"
             except Rejected as error:
                 self._bad[position] = error.reason
             first.setdefault(photo_id, position)
@@ -143,5 +144,9 @@ def _unsquare(view: np.ndarray, box: np.ndarray) -> Crop:
     width, height = int(box[2] - box[0]), int(box[3] - box[1])
     scale = view.shape[0] / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    rgb = view if size == view.shape[1::-1] else cv2.resize(np.ascontiguousarray(view), size, interpolation=cv2.INTER_AREA)
+    rgb = (
+        view
+        if size == view.shape[1::-1]
+        else cv2.resize(np.ascontiguousarray(view), size, interpolation=cv2.INTER_AREA)
+    )
     return Crop((int(box[0]), int(box[1]), int(box[2]), int(box[3])), np.ascontiguousarray(rgb))

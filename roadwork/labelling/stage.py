@@ -14,14 +14,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from roadwork.data.mask_files import file_stem, has_masks, write_atomically, write_masks
 from roadwork.errors import UserError
 from roadwork.labelling.backend import Backend, Photo
-from roadwork.labelling.source import Loaded, PhotoSource
+from roadwork.labelling.source import DUPLICATE, Loaded, PhotoSource
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ SETTINGS = "settings.json"
 SUMMARY = "summary.json"
 FAILED = "failed"
 """Folder of one json per photo that failed; removed when a later run succeeds."""
+ENDED = "ended"
+"""Folder of one mark per process that has done its share."""
 HOPELESS = 20
 """This many failures without one success end the run: it is not the photos."""
 PREFETCH = 4
@@ -69,7 +71,9 @@ class Share:
         tasks = int(environ.get("SLURM_ARRAY_TASK_COUNT", 1))
         first, task = int(environ.get("SLURM_ARRAY_TASK_MIN", 0)), int(environ.get("SLURM_ARRAY_TASK_ID", 0))
         if tasks > 1 and int(environ.get("SLURM_ARRAY_TASK_MAX", first + tasks - 1)) != first + tasks - 1:
-            raise UserError(f"this job array has {tasks} tasks with gaps between their indices; use --array=0-{tasks - 1}")
+            raise UserError(
+                f"this job array has {tasks} tasks with gaps between their indices; use --array=0-{tasks - 1}"
+            )
         offset = task - first if tasks > 1 else 0
         return cls(offset * process.world_size + process.rank, tasks * process.world_size)
 
@@ -175,8 +179,10 @@ def _try_label(backend: Backend, photos: list[Photo]) -> list[Any]:
 
 
 def _record_failure(out: Path, photo_id: str, position: int, reason: str, result: Result) -> None:
-    result.failed[photo_id if reason.partition(":")[0] != "duplicate_id" else f"{photo_id} ({position})"] = reason
     log.warning("photo %s (position %d) is skipped: %s", photo_id, position, reason)
+    if reason.startswith(DUPLICATE):
+        return  # the photo itself is elsewhere, and has files of this name
+    result.failed[photo_id] = reason
     path = _failure_path(out, photo_id)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps({"id": photo_id, "position": position, "reason": reason}).encode())
@@ -265,9 +271,37 @@ def claim(out: Path, settings: dict[str, Any], process: Process) -> None:
             )
 
 
+def note_start(out: Path, share: Share) -> None:
+    """Take this process's mark of an earlier run away; before the barrier of `claim`."""
+    _mark(out, share).unlink(missing_ok=True)
+
+
+def note_end(out: Path, share: Share, result: Result) -> list[Result] | None:
+    """Leave this process's mark. The last one to end gets everybody's results: it writes the summary.
+
+    Marks are files, since a collective would time out where one process has an hour more to do than another, and the
+    tasks of a job array share no process group.
+    """
+    path = _mark(out, share)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(asdict(result)).encode())
+    results = []
+    for index in range(share.count):
+        try:
+            results.append(Result(**json.loads(_mark(out, Share(index, share.count)).read_text())))
+        except FileNotFoundError:
+            return None
+    return results
+
+
+def _mark(out: Path, share: Share) -> Path:
+    return out / ENDED / f"{share.index}-of-{share.count}.json"
+
+
 def write_summary(out: Path, photos: PhotoSource, origin: str, results: Sequence[Result]) -> dict[str, Any]:
     """`summary.json`: what the folder holds now, and what failed. Returns it."""
-    done = sum(has_masks(out, photo_id) for photo_id in photos.ids)
+    ids = set(photos.ids)
+    done = sum(has_masks(out, photo_id) for photo_id in ids)
     failed = []
     for path in sorted((out / FAILED).glob("*.json")) if (out / FAILED).is_dir() else []:
         failed.append(json.loads(path.read_text()))
@@ -276,9 +310,9 @@ def write_summary(out: Path, photos: PhotoSource, origin: str, results: Sequence
     made = sum(result.made for result in results)
     summary = {
         "origin": origin,
-        "photos": len(photos.ids),
+        "photos": len(ids),
         "with_masks": done,
-        "without_masks": len(photos.ids) - done - len(failed),
+        "without_masks": len(ids) - done - len(failed),
         "failed": failed,
         "labelled_now": made,
         "processes": len(results),
