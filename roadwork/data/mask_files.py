@@ -20,6 +20,8 @@ import numpy as np
 from roadwork.data.record import MASK_CLASSES
 
 NUM_CLASSES = len(MASK_CLASSES)
+ABOUT = "about"
+"""Folder beside the masks for everything that belongs to no single photo."""
 MAX_BYTES = 30_000
 """Largest PNG; masks with more detail than this holds are stored at half the size until they fit."""
 

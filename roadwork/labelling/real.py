@@ -42,9 +42,9 @@ CATEGORIES = {
     "construction barrier": "barrier",
     "road work sign": "sign",
 } | {name: name for name in MASK_CLASSES}
-"""ROADWork's categories (arXiv 2406.07661) and our own words -> our six classes; drums and tubular markers guide traffic
-as cones do. Police officers and vehicles, and road surfaces, are none of the six. A text behind a colon (the face of a
-sign) is ignored."""
+"""ROADWork's categories (arXiv 2406.07661) and our own words -> our six classes; drums and tubular markers guide
+traffic as cones do. Police officers and vehicles, and road surfaces, are none of the six. A text behind a colon (the
+face of a sign) is ignored."""
 
 
 def class_of(category: str) -> int | None:

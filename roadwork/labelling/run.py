@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from roadwork.config import Config, MasksConfig
+from roadwork.data.mask_files import ABOUT
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.labelling import grounded, sam3
@@ -134,10 +135,10 @@ def settings(options: MasksConfig, backend: Backend) -> dict[str, Any]:
 
 def _open(config: Config, out: Path) -> PhotoSource:
     """Open the photos, one process after the other: the first draws an embedded source, the others find it drawn."""
-    work = out / "source"
+    work = out / ABOUT / "source"
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with open(out / ".lock", "w") as lock:
+        with open(out / ABOUT / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return open_photos(config.masks.source, config.data.shards, config.masks.tiles, work, config.seed)
     except OSError as error:
@@ -155,10 +156,10 @@ def describe(config: Config) -> None:
 def _report(out: Path, summary: dict[str, Any]) -> None:
     rate = f" at {summary['photos_per_s']} photos/s" if summary["photos_per_s"] else ""
     _say(
-        f"masks: {summary['with_masks']} of {summary['photos']} photos have them, {summary['labelled_now']} made now{rate}, "
-        f"{len(summary['failed'])} failed, {summary['without_masks']} unknown to the backend"
+        f"masks: {summary['with_masks']} of {summary['photos']} photos have them, {summary['labelled_now']} made "
+        f"now{rate}, {len(summary['failed'])} failed, {summary['without_masks']} unknown to the backend"
     )
-    _say(f"summary: {out / 'summary.json'}   quality: {out / 'quality.json'}, {out / 'quality.png'}")
+    _say(f"summary.json, quality.json and the contact sheet quality.png are in {out / ABOUT}")
 
 
 def _say(line: str) -> None:

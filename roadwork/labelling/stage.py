@@ -2,8 +2,8 @@
 
 Units of `batch` consecutive positions go round robin to the processes (and to the tasks of a Slurm array). What a unit
 is depends on the source and the batch alone, so every photo is computed in the same company whatever the number of
-processes, and the masks are the same to the last byte. A photo's files are its own checkpoint: a relaunch, on any number
-of processes, does the units that miss one.
+processes, and the masks are the same to the last byte. A photo's files are its own checkpoint: a relaunch, on any
+number of processes, does the units that miss one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from roadwork.data.mask_files import file_stem, has_masks, write_atomically, write_masks
+from roadwork.data.mask_files import ABOUT, file_stem, has_masks, write_atomically, write_masks
 from roadwork.errors import UserError
 from roadwork.labelling.backend import Backend, Photo
 from roadwork.labelling.source import DUPLICATE, Loaded, PhotoSource
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
-SUMMARY = "summary.json"
-FAILED = "failed"
+SETTINGS = f"{ABOUT}/settings.json"
+SUMMARY = f"{ABOUT}/summary.json"
+FAILED = f"{ABOUT}/failed"
 """Folder of one json per photo that failed; removed when a later run succeeds."""
-ENDED = "ended"
+ENDED = f"{ABOUT}/ended"
 """Folder of one mark per process that has done its share."""
 HOPELESS = 20
 """This many failures without one success end the run: it is not the photos."""
@@ -184,7 +184,7 @@ def _record_failure(out: Path, photo_id: str, position: int, reason: str, result
         return  # the photo itself is elsewhere, and has files of this name
     result.failed[photo_id] = reason
     path = _failure_path(out, photo_id)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"id": photo_id, "position": position, "reason": reason}).encode())
 
 
@@ -255,7 +255,7 @@ def claim(out: Path, settings: dict[str, Any], process: Process) -> None:
     path = out / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     if process.is_main:
-        out.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_atomically(path, text.encode())
     process.barrier()
@@ -283,7 +283,7 @@ def note_end(out: Path, share: Share, result: Result) -> list[Result] | None:
     tasks of a job array share no process group.
     """
     path = _mark(out, share)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(result)).encode())
     results = []
     for index in range(share.count):

@@ -15,7 +15,7 @@ SAM3_SIZE = 112
 SAM_SIZE = 128
 TEXT_LENGTH = 48
 WIDE = 0.3
-"""Spread of SAM 3's random weights: with the usual 0.02 every score is the same to four digits and no threshold bites."""
+"""Spread of SAM 3's random weights: with the usual 0.02 all scores agree to four digits and no threshold bites."""
 _BERT_FIRST_WORD = 1030
 _BERT_FIXED = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
 """Grounding DINO looks for these ids of bert-base-uncased by number."""
