@@ -61,7 +61,7 @@ def _from_hub(name: str) -> str:
 def _missing(name: str, reason: str) -> UserError:
     return UserError(
         f"masks.model {name}: {reason}; accept the licence at https://huggingface.co/{name} and log in with "
-        "`hf auth login`, or give --masks.model a local folder with its files, or random-tiny to try the stage without weights"
+        "`hf auth login`, or give --masks.model a local folder with its files, or random-tiny to try without weights"
     )
 
 
@@ -89,6 +89,6 @@ def sam_checkpoint(name: str) -> Path:
         except OSError as error:
             raise UserError(
                 f"masks.model: SAM {name} cannot be fetched from {url} ({' '.join(str(error).split())[:80]}); put "
-                "that file on this machine and give --masks.model DETECTOR+FILE.pth, or random-tiny to try without weights"
+                "that file on this machine and give --masks.model DETECTOR+FILE.pth, or random-tiny to try it"
             ) from None
     return path
