@@ -1,8 +1,8 @@
 """Photos per second of SAM 3 with one vision pass for all prompts and with one per prompt, side by side.
 
 `python -m benchmarks.masks [--size tiny|small|full] [--photos N] [--device cpu]`; the last line is one JSON object. The
-weights are randomly initialised (they do not change the work): `full` is the published 840 M configuration, `small` keeps
-its proportions (vision to decoder) at a size that a CPU finishes.
+weights are randomly initialised (they do not change the work): `full` is the published 840 M configuration, `small`
+keeps its proportions (vision to decoder) at a size that a CPU finishes.
 """
 
 from __future__ import annotations

@@ -141,14 +141,18 @@ def decode_bits(png: bytes) -> np.ndarray:
     return bits
 
 
-def shrink_bits(bits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize class bits to [height, width], uint8: a pixel has a class where at least half of its area has it."""
+def shrink_bits(bits: np.ndarray, height: int, width: int, share: float = 0.5) -> np.ndarray:
+    """Resize class bits to [height, width], uint8: a pixel has a class where at least `share` of its area has it."""
     if bits.shape == (height, width):
         return bits
-    planes = ((bits[..., None] >> np.arange(8, dtype=np.uint8)) & 1).astype(np.float32)
+    made = np.zeros((height, width), np.uint8)
     smaller = height <= bits.shape[0] and width <= bits.shape[1]
-    made = cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-    return np.packbits(made >= 0.5, axis=-1, bitorder="little")[..., 0]
+    for k in range(NUM_CLASSES):
+        plane = (bits >> k & 1).astype(np.float32)
+        if plane.any():
+            plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+            made |= (plane >= share).astype(np.uint8) << np.uint8(k)
+    return made
 
 
 def _encode(bits: np.ndarray) -> tuple[bytes, np.ndarray]:

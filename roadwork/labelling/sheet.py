@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from roadwork.data.mask_files import PhotoMasks
+from roadwork.data.mask_files import PhotoMasks, shrink_bits
 from roadwork.data.record import MASK_CLASSES
 from roadwork.labelling.backend import Photo
 
@@ -47,10 +47,7 @@ def _cell(photo: Photo, masks: PhotoMasks) -> np.ndarray:
     scale = min(CELL[0] / photo.width, CELL[1] / photo.height)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     rgb = cv2.resize(photo.crops[0].rgb, size, interpolation=cv2.INTER_AREA)
-    # Any mask pixel shows, however small the picture.
-    planes = (masks.bits[..., None] >> np.arange(8, dtype=np.uint8) & 1).astype(np.float32)
-    small = cv2.resize(planes, size, interpolation=cv2.INTER_AREA) > 0.02
-    bits = np.packbits(small, axis=-1, bitorder="little")[..., 0]
+    bits = shrink_bits(masks.bits, size[1], size[0], share=0.02)  # a far cone still shows
     cell = np.full((CELL[1] + BAR, CELL[0], 3), 255, np.uint8)
     cell[: size[1], : size[0]] = overlay(rgb, bits)
     shown = " ".join(f"{n} {c}" for n, c in zip(MASK_CLASSES, masks.objects, strict=True) if c) or "nothing found"

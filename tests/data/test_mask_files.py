@@ -91,3 +91,14 @@ def test_shrinking_keeps_what_covers_half() -> None:
     bits[:2, :2] = 3
     bits[2, 2:] = 4
     assert shrink_bits(bits, 2, 2).tolist() == [[3, 0], [0, 4]]
+
+
+@pytest.mark.parametrize("size", [(9, 13), (61, 80), (9, 80)])
+def test_resizing_keeps_areas(size: tuple[int, int]) -> None:
+    bits = np.zeros((30, 40), np.uint8)
+    bits[:15] |= 1
+    bits[:, 20:] |= 32
+    made = shrink_bits(bits, *size)
+    assert made.shape == size
+    assert (made & 1).astype(bool).mean() == pytest.approx(0.5, abs=0.08)
+    assert (made & 32).astype(bool).mean() == pytest.approx(0.5, abs=0.08)

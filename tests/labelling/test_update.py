@@ -75,7 +75,7 @@ def test_a_kill_among_the_renames_is_completed(built: Path, masks: Path, monkeyp
     real = os.replace
 
     def dying(source: str, target: str) -> None:
-        if update.STAGING in str(source):
+        if Path(target).parent == built and Path(source).parent.name == update.STAGING:
             renames.append(str(target))
             if len(renames) == 2:
                 raise KeyboardInterrupt
