@@ -1,0 +1,222 @@
+"""DoRA fine-tuning of folds: each from the same pristine weights, trained on cached encoder outputs, one per process."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit
+from sklearn.model_selection import StratifiedGroupKFold
+
+from roadwork.config import Config
+from roadwork.data.index import ShardIndex
+from roadwork.data.loader import EvalLoader
+from roadwork.engine import Engine
+from roadwork.errors import UserError
+from roadwork.evaluation.metrics import group_codes
+from roadwork.models import RoadworkDetector
+from roadwork.models.adapters import file_digest, state_digest
+from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, PrefixSource, open_cache
+from roadwork.training.fold_queue import COMPLETE, fold_path, take_folds
+from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
+
+logger = logging.getLogger(__name__)
+
+
+def assign_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Fold [N] that holds each photo out: whole groups, positives' share alike (scikit-learn's StratifiedGroupKFold).
+
+    Raises UserError for fewer than two folds, fewer groups than folds, or one class only.
+    """
+    codes = group_codes(groups, len(labels))
+    found = len(np.unique(codes))
+    if number < 2:
+        raise UserError(f"folds.num_folds is {number}; at least 2 are needed")
+    if found < number:
+        raise UserError(f"folds.num_folds is {number}, but the train split has {found} groups; set it to {found} or less")
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"folds: the train split holds only label {int(labels[0])}; both classes are needed")
+    fold = np.full(len(labels), -1)
+    splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+    for k, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, codes)):
+        fold[held] = k
+    return fold
+
+
+def fold_data(index: ShardIndex, config: Config) -> FoldData:
+    """Labelled photos of the train split with their folds."""
+    rows = np.flatnonzero(np.asarray(index.label) >= 0)
+    if len(rows) == 0:
+        raise UserError(f"folds: {config.data.shards} has no labelled photo in its train split; build shards with labels")
+    labels = np.asarray(index.label)[rows].astype(np.int64)
+    groups = np.asarray(index.group)[rows]
+    weights = np.asarray(index.gps_weight, np.float64)[rows] if config.data.gps_weighted else np.ones(len(rows))
+    fold = assign_folds(labels, groups, config.folds.num_folds, config.seed)
+    return FoldData(rows, np.asarray(index.id)[rows], labels, weights, fold, config.folds.num_folds)
+
+
+def save_fold(result: FoldResult, data: FoldData, folder: Path, fold: int, identity: dict[str, Any]) -> Path:
+    """Write a fold under a temporary name and rename it: adapter as vanilla peft reads it, figures, held-out answers."""
+    final = fold_path(folder, fold)
+    temporary = folder / f".fold-{fold}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    result.model.save_pretrained(str(temporary), safe_serialization=True)
+    probability = expit(result.log_odds)
+    rows = zip(data.ids[result.held], probability, data.labels[result.held], strict=True)
+    held_out = [{"id": str(i), "fold": fold, "label": int(y), "probability": float(p)} for i, p, y in rows]
+    details = {"fold": fold, "best_epoch": result.best_epoch, "history": result.history, **identity}
+    (temporary / "fold.json").write_text(json.dumps(details, indent=1))
+    (temporary / "held_out.json").write_text(json.dumps(held_out))
+    (temporary / COMPLETE).write_text("")
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    return final
+
+
+def identity_of(config: Config, base: str, data: FoldData) -> dict[str, Any]:
+    """What a finished fold must agree with to be kept on a relaunch."""
+    ids = json.dumps([data.ids.tolist(), data.labels.tolist(), data.fold.tolist()])
+    augment = dataclasses.asdict(config.augment)
+    return {
+        "base": base,
+        "photos": _digest(ids),
+        "seed": config.seed,
+        "folds": dataclasses.asdict(config.folds),
+        "augment": _digest(json.dumps(augment, sort_keys=True)),
+        "gps_weighted": config.data.gps_weighted,
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def check_finished(folder: Path, number: int, identity: dict[str, Any]) -> list[int]:
+    """Folds that are already done. Raises UserError where one was made from other weights, data or options."""
+    done = []
+    for fold in range(number):
+        path = fold_path(folder, fold)
+        if not (path / COMPLETE).is_file():
+            continue
+        found = json.loads((path / "fold.json").read_text())
+        wrong = [key for key, value in json.loads(json.dumps(identity)).items() if found.get(key) != value]
+        if wrong:
+            raise UserError(
+                f"{path} was trained with another {', '.join(wrong)}; remove {folder} to train the folds anew"
+            )
+        done.append(fold)
+    return done
+
+
+def write_out_of_fold(folder: Path, data: FoldData) -> Path:
+    """folds/oof.csv from all folds' held-out answers: every photo exactly once, in the index's order."""
+    found: dict[str, dict[str, Any]] = {}
+    for fold in range(data.number):
+        for row in json.loads((fold_path(folder, fold) / "held_out.json").read_text()):
+            if row["id"] in found:
+                raise UserError(f"{folder}: photo {row['id']} is held out by two folds; remove {folder} and train anew")
+            found[row["id"]] = row
+    if set(found) != set(data.ids.tolist()):
+        raise UserError(f"{folder}: {len(found)} held-out answers for {len(data.ids)} photos; remove it and train anew")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["id", "fold", "label", "probability"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found[photo] for photo in data.ids.tolist())
+    path = folder / "oof.csv"
+    temporary = folder / f".oof.{os.getpid()}.tmp"
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)
+    return path
+
+
+def modules_of_encoder(model: RoadworkDetector, index: ShardIndex, device: torch.device) -> set[str]:
+    """Names of the modules that run before the first decision layer, found by running one photo through `encode`."""
+    batch = next(iter(EvalLoader(index, batch=1, rank=0, world_size=1, workers=0, indices=np.array([0])))).to(device)
+    seen: set[str] = set()
+    handles = [
+        part.register_forward_pre_hook(lambda _module, _inputs, name=name: seen.add(name))
+        for name, part in model.named_modules()
+    ]
+    try:
+        with torch.inference_mode():
+            model.eval().encode(batch.views.float().div(255), batch.view_mask, batch.boxes)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def adapted_in_encoder(model: RoadworkDetector, config: Config, index: ShardIndex, device: torch.device) -> bool:
+    """Whether an adapted module runs in `encode`: its output then differs between folds and cannot be shared."""
+    suffixes = [*config.folds.target_modules, *config.folds.modules_to_save]
+    named = (name for name, _ in model.named_modules())
+    adapted = {name for name in named for suffix in suffixes if name == suffix or name.endswith(f".{suffix}")}
+    return bool(adapted & modules_of_encoder(model, index, device))
+
+
+def prefix_source(
+    model: RoadworkDetector, index: ShardIndex, data: FoldData, config: Config, base: str, engine: Engine
+) -> PrefixSource:
+    """The shared cache, filled by all processes; the encoder itself where adapters reach into it."""
+    encoding = Encoding(config, engine.device)
+    if adapted_in_encoder(model, config, index, engine.device):
+        logger.info("folds: adapters reach into the encoder; every batch is encoded anew")
+        return LivePrefix(index, data.rows, encoding, config.data.workers)
+    folder = Path(config.run.dir) / "folds" / "prefix"
+    identity = identity_of(config, base, data)
+    needed = {key: identity[key] for key in ("base", "photos", "seed", "augment")}
+    needed |= {"copies": config.folds.copies, "augment_scale": config.folds.augment_scale}
+    if engine.is_main:
+        open_cache(folder, needed)
+    engine.barrier()
+    cache = PrefixCache(folder, data.rows, config.folds.copies, engine.device)
+    cache.fill(model, index, encoding, config, engine.rank, engine.world_size)
+    engine.barrier()
+    logger.info("folds: encoder outputs of %d photos in %d bytes", len(data.rows), cache.bytes)
+    return cache
+
+
+def load_pristine(config: Config, device: torch.device) -> tuple[RoadworkDetector, str]:
+    """The pre-trained model in fp32 on the device, and the identity of its file."""
+    best = Path(config.run.dir) / "best"
+    if not (best / "model.safetensors").is_file():
+        raise UserError(f"no pre-trained model at {best}; run launch/pretrain.py with --run.dir {config.run.dir} first")
+    return RoadworkDetector.from_pretrained(best).float().to(device), file_digest(best / "model.safetensors")
+
+
+def fine_tune_folds(config: Config, engine: Engine) -> Path:
+    """The stage: train every fold that is not done yet, then write folds/oof.csv. Returns the folder of folds.
+
+    Folds are small, so each is trained by ONE process without DeepSpeed; processes share the encoder's outputs and
+    take folds from a queue. A relaunch keeps what is done.
+    """
+    folder = Path(config.run.dir) / "folds"
+    model, base = load_pristine(config, engine.device)
+    index = ShardIndex.open(config.data.shards, "train")
+    data = fold_data(index, config)
+    identity = identity_of(config, base, data)
+    done = check_finished(folder, data.number, identity)
+    engine.barrier()
+    if len(done) < data.number:
+        before = state_digest(model)
+        source = prefix_source(model, index, data, config, base, engine)
+        for fold in take_folds(folder, data.number, first=engine.rank):
+            result = train_fold(model, source, data, fold, config, engine.device)
+            save_fold(result, data, folder, fold, identity)
+            logger.info("fold %d: epoch %d, %s", fold, result.best_epoch, result.history[result.best_epoch])
+        if state_digest(model) != before:
+            raise RuntimeError("a fold changed the pre-trained weights; its adapters cannot be trusted")
+    if engine.is_main:
+        write_out_of_fold(folder, data)
+    engine.barrier()
+    return folder
