@@ -1,0 +1,319 @@
+"""The index beside the shards: every sample's byte ranges and metadata as columns, and the manifest that commits it.
+
+Files: `DIR/manifest.json` and, per split, `DIR/{split}.index-{hash}.npz`. The manifest names the index files, so its
+rename is the one instant at which new shards, weights or masks become visible together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roadwork.data.decode import decode_masks, decode_views, unpack_masks
+from roadwork.data.ranges import RangeReader
+from roadwork.data.scan import ShardRows, scan_shard
+from roadwork.data.shards import SCHEMA_VERSION, SPLITS, ShardInfo, atomic_file, parse_shard_name
+from roadwork.data.views import MASK_STRIDE, MAX_VIEWS
+from roadwork.errors import UserError
+
+MANIFEST = "manifest.json"
+Table = dict[str, npt.NDArray[Any]]
+
+
+def rebuild_command(folder: str | os.PathLike[str]) -> str:
+    """What a user runs to make the index again from the tars alone."""
+    return f"python -m shards.verify {os.fspath(folder)} --rebuild"
+
+
+class ShardIndex:
+    """The samples of one split, in shard order: numpy columns of length n, and reading by byte range.
+
+    Columns: id, group, city [str]; label int8 (-1 unknown); latitude, longitude float64 (NaN missing); gps_weight
+    float64; weather, daytime, scene int16 (-1 NULL); num_views int16; masks_valid bool [n, 6] (all False: no masks);
+    width, height int32; shard int32; and offset and size of each member: views_offset, views_size, meta_offset, ...
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: dict[str, Any], table: Table) -> None:
+        self.folder, self.split, self.manifest = folder, split, manifest
+        self.view_size: int = manifest["view_size"]
+        self.mask_size: int = manifest["mask_size"]
+        self.shards = [ShardInfo(**line) for line in manifest["shards"] if line["split"] == split]
+        self.paths = [folder / shard.name for shard in self.shards]
+        self.id: npt.NDArray[np.str_] = np.char.decode(table["id"], "utf-8")
+        self.group: npt.NDArray[np.str_] = table["group_names"][table["group_code"]]
+        self.city: npt.NDArray[np.str_] = table["city_names"][table["city_code"]]
+        self.label: npt.NDArray[np.int8] = table["label"]
+        self.latitude: npt.NDArray[np.float64] = table["latitude"]
+        self.longitude: npt.NDArray[np.float64] = table["longitude"]
+        self.gps_weight: npt.NDArray[np.float64] = table["gps_weight"]
+        self.weather: npt.NDArray[np.int16] = table["weather"]
+        self.daytime: npt.NDArray[np.int16] = table["daytime"]
+        self.scene: npt.NDArray[np.int16] = table["scene"]
+        self.num_views: npt.NDArray[np.int16] = table["num_views"]
+        self.masks_valid: npt.NDArray[np.bool_] = table["masks_valid"]
+        self.width: npt.NDArray[np.int32] = table["width"]
+        self.height: npt.NDArray[np.int32] = table["height"]
+        self.shard: npt.NDArray[np.int32] = table["shard"]
+        self.views_offset: npt.NDArray[np.int64] = table["views_offset"]
+        self.views_size: npt.NDArray[np.int64] = table["views_size"]
+        self.views_crc: npt.NDArray[np.uint32] = table["views_crc"]
+        self.meta_offset: npt.NDArray[np.int64] = table["meta_offset"]
+        self.meta_size: npt.NDArray[np.int64] = table["meta_size"]
+        self.masks_offset: npt.NDArray[np.int64] = table["masks_offset"]
+        self.masks_size: npt.NDArray[np.int64] = table["masks_size"]
+        self._box_code: npt.NDArray[np.int32] = table["box_code"]
+        self._box_table: npt.NDArray[np.float32] = table["box_table"]
+        self._reader = RangeReader(self.paths)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], split: str, *, verify: bool = False) -> ShardIndex:
+        """Open one split.
+
+        Args:
+            verify: also compare every shard's SHA-256 (reads everything); otherwise existence and size are checked,
+                and each sample's CRC-32 when it is read.
+
+        Raises:
+            UserError: one line naming the file that is missing, truncated, of another schema version or altered, and
+                what to run.
+        """
+        root = Path(folder)
+        manifest = read_manifest(root)
+        index = cls(root, split, manifest, _read_table(root, split, manifest))
+        counted = sum(shard.count for shard in index.shards)
+        if counted != len(index):
+            raise UserError(
+                f"{root / MANIFEST} counts {counted} samples in {split}, its index has {len(index)}; run `{rebuild_command(root)}`"
+            )
+        for shard in index.shards:
+            check_shard(root, shard, verify=verify)
+        return index
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def read_views(self, i: int) -> npt.NDArray[np.uint8]:
+        """Views of sample i: uint8 [V, 3, S, S] (a transposed view of [V, S, S, 3] memory). Unreadable if damaged."""
+        data = self._reader.read(int(self.shard[i]), int(self.views_offset[i]), int(self.views_size[i]))
+        views = decode_views(data, int(self.num_views[i]), self.view_size, crc=int(self.views_crc[i]))
+        return views.transpose(0, 3, 1, 2)
+
+    def read_masks(self, i: int) -> npt.NDArray[np.uint8] | None:
+        """Masks of sample i: {0, 1} uint8 [V, 6, s, s], or None."""
+        if not self.masks_size[i]:
+            return None
+        data = self._reader.read(int(self.shard[i]), int(self.masks_offset[i]), int(self.masks_size[i]))
+        return unpack_masks(decode_masks(data, int(self.num_views[i]), self.mask_size))
+
+    def read_meta(self, i: int) -> dict[str, Any]:
+        """The JSON of sample i. Its gps_weight is the one of the build; the column holds the current one."""
+        return json.loads(self._reader.read(int(self.shard[i]), int(self.meta_offset[i]), int(self.meta_size[i])))
+
+    def boxes(self, i: int) -> npt.NDArray[np.float32]:
+        """View boxes of sample i as fractions of the photo: float32 [V, 4]."""
+        return self._box_table[self._box_code[i], : self.num_views[i]]
+
+    def padded_boxes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """View boxes of many samples: float32 [N, 12, 4], zeros behind each sample's last view."""
+        return self._box_table[self._box_code[rows]]
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a folder of shards, or a UserError that names what is wrong with it."""
+    root = Path(folder)
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise UserError(
+            f"there are no shards at {root}; build them with `python -m shards.build --source SRC --out {root}`"
+        )
+    if not path.is_file():
+        if any(root.glob("*-*.tar")):
+            raise UserError(
+                f"{path} is missing; run `{rebuild_command(root)}`, or finish the build that was interrupted"
+            )
+        raise UserError(f"{path} is missing; build shards with `python -m shards.build --source SRC --out {root}`")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or altered ({error}); run `{rebuild_command(root)}`") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            f"build the shards again with `python -m shards.build`"
+        )
+    if missing := [key for key in ("view_size", "mask_size", "shards", "indexes") if key not in manifest]:
+        raise UserError(f"{path} is altered (it lacks {', '.join(missing)}); run `{rebuild_command(root)}`")
+    return manifest
+
+
+def check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
+    """UserError where a shard is missing, truncated or, with `verify`, altered."""
+    path = folder / shard.name
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"shard {path} is missing; build it again with `python -m shards.build`") from error
+    if size != shard.bytes:
+        word = "truncated" if size < shard.bytes else "altered"
+        raise UserError(
+            f"shard {path} is {word}: {size} bytes, the manifest says {shard.bytes}; "
+            f"remove it and run `python -m shards.build` again"
+        )
+    if verify:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256:
+            raise UserError(
+                f"shard {path} is altered (its SHA-256 differs from the manifest's); "
+                f"remove it and run `python -m shards.build` again"
+            )
+
+
+def _read_table(root: Path, split: str, manifest: dict[str, Any]) -> Table:
+    if split not in manifest["indexes"]:
+        there = ", ".join(sorted(manifest["indexes"])) or "none"
+        raise UserError(f"{root} has no split {split!r}; it has: {there}")
+    line = manifest["indexes"][split]
+    path = root / line["file"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"index {path} is missing; run `{rebuild_command(root)}`") from error
+    if hashlib.sha256(data).hexdigest() != line["sha256"]:
+        word = "truncated" if len(data) < line["bytes"] else "altered"
+        raise UserError(
+            f"index {path} is {word} (its SHA-256 differs from the manifest's); run `{rebuild_command(root)}`"
+        )
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"index {path} cannot be read ({error}); run `{rebuild_command(root)}`") from error
+
+
+def table_of(shards: Sequence[ShardRows]) -> Table:
+    """The columns of one split from its scanned shards, in shard order."""
+    rows = [row for shard in shards for row in shard.rows]
+    groups, group_code = np.unique(np.asarray([str(row["group"] or "") for row in rows]), return_inverse=True)
+    cities, city_code = np.unique(np.asarray([row["city"] for row in rows]), return_inverse=True)
+    boxes = np.zeros((len(rows), MAX_VIEWS, 4), dtype=np.float32)
+    for padded, row in zip(boxes, rows, strict=True):
+        padded[: len(row["boxes"])] = row["boxes"]
+    box_table, box_code = np.unique(boxes, axis=0, return_inverse=True)
+
+    def column(name: str, kind: Any, null: float) -> npt.NDArray[Any]:
+        return np.asarray([null if row[name] is None else row[name] for row in rows], dtype=kind)
+
+    def place(name: str) -> Table:
+        spans = np.asarray([row[f"{name}_at"] for row in rows], dtype=np.int64)
+        return {f"{name}_offset": spans[:, 0].copy(), f"{name}_size": spans[:, 1].copy()}
+
+    return {
+        "id": np.char.encode(np.asarray([row["id"] for row in rows]), "utf-8"),
+        "group_names": groups, "group_code": group_code.astype(np.int32),
+        "city_names": cities, "city_code": city_code.astype(np.int32),
+        "label": column("label", np.int8, -1),
+        "latitude": column("latitude", np.float64, np.nan), "longitude": column("longitude", np.float64, np.nan),
+        "gps_weight": column("gps_weight", np.float64, 1.0),
+        "weather": column("weather", np.int16, -1), "daytime": column("daytime", np.int16, -1),
+        "scene": column("scene", np.int16, -1),
+        "num_views": np.asarray([len(row["boxes"]) for row in rows], dtype=np.int16),
+        "masks_valid": np.asarray([row["masks_valid"] for row in rows], dtype=bool),
+        "width": column("width", np.int32, 0), "height": column("height", np.int32, 0),
+        "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.rows) for shard in shards]),
+        "box_table": box_table, "box_code": box_code.reshape(-1).astype(np.int32),
+        "views_crc": column("crc", np.uint32, 0), **place("views"), **place("meta"), **place("masks"),
+    }  # fmt: skip
+
+
+def write_index(
+    folder: str | os.PathLike[str], shards: Sequence[ShardRows], extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the index of every split that `shards` cover, then the manifest; returns the manifest.
+
+    Args:
+        shards: what `scan_shard` found, of all splits, in any order.
+        extra: further keys of the manifest (clusters, coverage, prior, ...).
+    """
+    ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.info.split), parse_shard_name(shard.info.name)[1]))
+    sizes = {shard.view_size for shard in ordered}
+    if len(sizes) != 1:
+        raise UserError(
+            f"{folder}: shards of {len(ordered)} files hold views of {sorted(sizes)} px; build with one view size"
+        )
+    size = sizes.pop()
+    tables = {}
+    for split in SPLITS:
+        if mine := [shard for shard in ordered if shard.info.split == split]:
+            tables[split] = table_of(mine)
+    fixed = {
+        "schema_version": SCHEMA_VERSION,
+        "view_size": size,
+        "mask_size": size // MASK_STRIDE,
+        "shards": [asdict(shard.info) for shard in ordered],
+        "indexes": {},
+    }
+    return _commit(Path(folder), {**(extra or {}), **fixed}, tables)
+
+
+def update_index(
+    folder: str | os.PathLike[str],
+    columns: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay as they are."""
+    root = Path(folder)
+    manifest = read_manifest(root)
+    tables = {}
+    for split, changed in columns.items():
+        table = _read_table(root, split, manifest)
+        for name, values in changed.items():
+            if name not in table or np.shape(values) != table[name].shape:
+                raise ValueError(f"column {name} of {split}: shape {np.shape(values)} does not fit the index")
+            table[name] = np.asarray(values, dtype=table[name].dtype)
+        tables[split] = table
+    return _commit(root, {**manifest, **(extra or {})}, tables)
+
+
+def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Make index and manifest again from the tars alone. GPS weights are then those of the build."""
+    root = Path(folder)
+    paths = sorted(path for path in root.glob("*-*.tar") if path.name.startswith(SPLITS))
+    if not paths:
+        raise UserError(
+            f"there are no shards at {root}; build them with `python -m shards.build --source SRC --out {root}`"
+        )
+    return write_index(root, [scan_shard(path) for path in paths], {"rebuilt_from_tars": True})
+
+
+def _commit(root: Path, manifest: dict[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Index files under names of their content, then the manifest by rename, then old index files are removed."""
+    indexes = dict(manifest["indexes"])
+    for split, table in tables.items():
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **table)  # type: ignore[arg-type]
+        data = buffer.getvalue()
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{split}.index-{digest[:16]}.npz"
+        with atomic_file(root / name) as file:
+            file.write(data)
+        indexes[split] = {"file": name, "sha256": digest, "bytes": len(data), "count": len(table["label"])}
+    manifest = {**manifest, "indexes": indexes}
+    with atomic_file(root / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+    kept = {line["file"] for line in indexes.values()}
+    for old in root.glob("*.index-*.npz"):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)
+    return manifest
