@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,33 @@ def _restore(
             if name in values:
                 parameter.copy_(values[name])
             parameter.requires_grad_(flags[name])
+
+
+def modules_of_encoder(model: Any) -> set[str]:
+    """Names of the modules that run in `encode`, found by sending two black views through it."""
+    seen: set[str] = set()
+    device = next(model.parameters()).device
+    views = torch.zeros(1, 2, 3, model.view_size, model.view_size, device=device)
+    boxes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 0.5, 0.5]]], device=device)
+    handles = [
+        part.register_forward_pre_hook(lambda _module, _inputs, name=name: seen.add(name))
+        for name, part in model.named_modules()
+    ]
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval().encode(views, torch.ones(1, 2, dtype=torch.bool), boxes, segmentation=False)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def reaches_encoder(model: Any, modules: Iterable[str]) -> bool:
+    """Whether one of the adapted modules (names or suffixes) runs in `encode`: its output then differs by fold."""
+    ran = modules_of_encoder(model)
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in modules for name in ran)
 
 
 class _Call(nn.Module):

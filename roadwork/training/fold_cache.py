@@ -78,9 +78,8 @@ class Encoding:
         return views
 
     def __call__(self, model: RoadworkDetector, batch: Batch, copies: np.ndarray) -> Encoded:
-        """The encoder's output of a batch (moved to the device by the caller), segmentation patches left out."""
-        encoded = model.encode(self.views(batch, copies), batch.view_mask, batch.boxes)
-        return dataclasses.replace(encoded, patches=None)
+        """The encoder's output of a batch (moved to the device by the caller); no patch tokens, folds train no masks."""
+        return model.encode(self.views(batch, copies), batch.view_mask, batch.boxes, segmentation=False)
 
 
 class LivePrefix:

@@ -149,7 +149,7 @@ class _FoldTrainer:
         return FoldResult(self.model, self.held, best[3], history, best[1])
 
     def _epoch(self, epoch: int) -> float:
-        self.model.train()
+        self._train_mode()
         order = EpochOrder(self.data.weights[self.inside], self.seed + self.fold, epoch)
         drawn = self.inside[order.at(np.arange(len(self.inside)))]
         copies = copy_of(drawn, epoch, self.config.copies)
@@ -158,7 +158,7 @@ class _FoldTrainer:
             factor = learning_rate_factor(self.step, self.total)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * factor
-            logits = self.detector.decide(prefix.encoded, prefix.metadata).logits.float()
+            logits = self.detector.decide(prefix.encoded, prefix.metadata, segmentation=False).logits.float()
             loss = self.loss(logits, self.labels[prefix.positions])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -168,6 +168,12 @@ class _FoldTrainer:
             total += loss.item() * len(prefix.positions)
         return total / len(drawn)
 
+    def _train_mode(self) -> None:
+        """Dropout on, but the detector itself not 'training': in training it adds up its experts' load over ALL
+        processes, and the other processes are busy with other folds."""
+        self.model.train()
+        self.detector.training = False
+
     @torch.no_grad()
     def held_out(self) -> np.ndarray:
         """Log-odds of the held-out photos, un-augmented, float64."""
@@ -175,7 +181,7 @@ class _FoldTrainer:
         found = np.empty(len(self.held))
         first = 0
         for prefix in self.source.batches(self.detector, self.held, np.zeros(len(self.held), int), self.config.batch):
-            logits = self.detector.decide(prefix.encoded, prefix.metadata).logits.double()
+            logits = self.detector.decide(prefix.encoded, prefix.metadata, segmentation=False).logits.double()
             found[first : first + len(logits)] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
             first += len(logits)
         return found

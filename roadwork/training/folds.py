@@ -20,12 +20,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from roadwork.config import Config
 from roadwork.data.index import ShardIndex
-from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.evaluation.metrics import group_codes
 from roadwork.models import RoadworkDetector
-from roadwork.models.adapters import file_digest, state_digest
+from roadwork.models.adapters import file_digest, reaches_encoder, state_digest
 from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, PrefixSource, open_cache
 from roadwork.training.fold_queue import COMPLETE, fold_path, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
@@ -43,7 +42,9 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int)
     if number < 2:
         raise UserError(f"folds.num_folds is {number}; at least 2 are needed")
     if found < number:
-        raise UserError(f"folds.num_folds is {number}, but the train split has {found} groups; set it to {found} or less")
+        raise UserError(
+            f"folds.num_folds is {number}, but the train split has {found} groups; set it to {found} or less"
+        )
     if len(np.unique(labels)) < 2:
         raise UserError(f"folds: the train split holds only label {int(labels[0])}; both classes are needed")
     fold = np.full(len(labels), -1)
@@ -57,7 +58,9 @@ def fold_data(index: ShardIndex, config: Config) -> FoldData:
     """Labelled photos of the train split with their folds."""
     rows = np.flatnonzero(np.asarray(index.label) >= 0)
     if len(rows) == 0:
-        raise UserError(f"folds: {config.data.shards} has no labelled photo in its train split; build shards with labels")
+        raise UserError(
+            f"folds: {config.data.shards} has no labelled photo in its train split; build shards with labels"
+        )
     labels = np.asarray(index.label)[rows].astype(np.int64)
     groups = np.asarray(index.group)[rows]
     weights = np.asarray(index.gps_weight, np.float64)[rows] if config.data.gps_weighted else np.ones(len(rows))
@@ -139,37 +142,12 @@ def write_out_of_fold(folder: Path, data: FoldData) -> Path:
     return path
 
 
-def modules_of_encoder(model: RoadworkDetector, index: ShardIndex, device: torch.device) -> set[str]:
-    """Names of the modules that run before the first decision layer, found by running one photo through `encode`."""
-    batch = next(iter(EvalLoader(index, batch=1, rank=0, world_size=1, workers=0, indices=np.array([0])))).to(device)
-    seen: set[str] = set()
-    handles = [
-        part.register_forward_pre_hook(lambda _module, _inputs, name=name: seen.add(name))
-        for name, part in model.named_modules()
-    ]
-    try:
-        with torch.inference_mode():
-            model.eval().encode(batch.views.float().div(255), batch.view_mask, batch.boxes)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def adapted_in_encoder(model: RoadworkDetector, config: Config, index: ShardIndex, device: torch.device) -> bool:
-    """Whether an adapted module runs in `encode`: its output then differs between folds and cannot be shared."""
-    suffixes = [*config.folds.target_modules, *config.folds.modules_to_save]
-    named = (name for name, _ in model.named_modules())
-    adapted = {name for name in named for suffix in suffixes if name == suffix or name.endswith(f".{suffix}")}
-    return bool(adapted & modules_of_encoder(model, index, device))
-
-
 def prefix_source(
     model: RoadworkDetector, index: ShardIndex, data: FoldData, config: Config, base: str, engine: Engine
 ) -> PrefixSource:
     """The shared cache, filled by all processes; the encoder itself where adapters reach into it."""
     encoding = Encoding(config, engine.device)
-    if adapted_in_encoder(model, config, index, engine.device):
+    if reaches_encoder(model, [*config.folds.target_modules, *config.folds.modules_to_save]):
         logger.info("folds: adapters reach into the encoder; every batch is encoded anew")
         return LivePrefix(index, data.rows, encoding, config.data.workers)
     folder = Path(config.run.dir) / "folds" / "prefix"
@@ -191,7 +169,7 @@ def load_pristine(config: Config, device: torch.device) -> tuple[RoadworkDetecto
     best = Path(config.run.dir) / "best"
     if not (best / "model.safetensors").is_file():
         raise UserError(f"no pre-trained model at {best}; run launch/pretrain.py with --run.dir {config.run.dir} first")
-    return RoadworkDetector.from_pretrained(best).float().to(device), file_digest(best / "model.safetensors")
+    return RoadworkDetector.from_pretrained(best, device).float(), file_digest(best / "model.safetensors")
 
 
 def fine_tune_folds(config: Config, engine: Engine) -> Path:
