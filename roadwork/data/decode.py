@@ -12,6 +12,7 @@ import simplejpeg
 Array = npt.NDArray[np.uint8]
 
 JPEG_QUALITY = 90
+FULL_CHROMA_BELOW = 256
 NUM_CLASSES = 6
 
 
@@ -20,8 +21,12 @@ class Unreadable(ValueError):
 
 
 def encode_views(sheet: Array) -> bytes:
-    """uint8 [V * S, S, 3] -> JPEG of quality 90, 4:2:0. The same input gives the same bytes."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), JPEG_QUALITY, "RGB", "420", fastdct=False)
+    """uint8 [V * S, S, 3] -> JPEG of quality 90. The same input gives the same bytes.
+
+    Small views keep their full chroma (4:4:4): at 64 px a cone is a few pixels wide, and colour is what tells it.
+    """
+    chroma = "420" if sheet.shape[1] >= FULL_CHROMA_BELOW else "444"
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), JPEG_QUALITY, "RGB", chroma, fastdct=False)
 
 
 def decode_views(data: bytes, num_views: int, size: int, out: Array | None = None, crc: int | None = None) -> Array:

@@ -93,7 +93,8 @@ class ShardIndex:
         counted = sum(shard.count for shard in index.shards)
         if counted != len(index):
             raise UserError(
-                f"{root / MANIFEST} counts {counted} samples in {split}, its index has {len(index)}; run `{rebuild_command(root)}`"
+                f"{root / MANIFEST} counts {counted} samples in {split}, its index has {len(index)}; "
+                f"run `{rebuild_command(root)}`"
             )
         for shard in index.shards:
             check_shard(root, shard, verify=verify)
@@ -272,7 +273,7 @@ def update_index(
     columns: Mapping[str, Mapping[str, npt.NDArray[Any]]],
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay as they are."""
+    """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay."""
     root = Path(folder)
     manifest = read_manifest(root)
     tables = {}

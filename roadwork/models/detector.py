@@ -1,0 +1,336 @@
+"""The detector: views, their boxes and metadata in, decisions out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from roadwork.config import ModelConfig
+from roadwork.errors import UserError
+from roadwork.models.backbone import Backbone
+from roadwork.models.fusion import GatedFusion, Pyramid
+from roadwork.models.layer import Layer
+from roadwork.models.metadata import METADATA_DIM, MetadataEncoder
+from roadwork.models.moe import MoE, balance_loss
+from roadwork.models.norm import RMSNorm
+from roadwork.models.outputs import Encoded, Outputs
+from roadwork.models.pruning import ViewPruner, check_keep_ratio
+from roadwork.models.saved import Saved
+from roadwork.models.segmentation import SegmentationDecoder
+from roadwork.models.slots import Slots
+from roadwork.models.weights import Recipe, load, plan, resolve_backbone
+
+ATTENTION_BACKENDS = {
+    "auto": None,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+BOX_FREQUENCIES = 4
+WEATHER_CLASSES = 8
+
+
+def box_features(boxes: Tensor) -> Tensor:
+    """Centre and size at several scales: fp32 [..., 4] fractions (x0, y0, x1, y1) -> fp32 [..., 4 + 8 * 4]."""
+    x0, y0, x1, y1 = boxes.float().unbind(-1)
+    place = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
+    scales = math.pi * 2.0 ** torch.arange(BOX_FREQUENCIES, dtype=torch.float32, device=boxes.device)
+    angles = (place[..., None] * scales).flatten(-2)
+    return torch.cat([place, angles.sin(), angles.cos()], dim=-1)
+
+
+class RoadworkDetector(Saved, nn.Module):
+    """backbone -> view pruning -> projection -> layers of gated attention and experts -> pyramid -> fusion -> heads.
+
+    Every head lives here, so that it is moved, optimised, averaged and saved with the rest. The same torch seed gives the
+    same initial weights on every process.
+
+    Args:
+        config: shapes; `backbone` auto is resolved (and kept resolved in `self.config`).
+        view_size: side S of the views in pixels.
+        recipe: how to build the backbone, from a saved model; its weights are then NOT loaded here.
+        attention_backend: one of ATTENTION_BACKENDS, for every attention of the model.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        view_size: int,
+        recipe: Recipe | None = None,
+        attention_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if attention_backend not in ATTENTION_BACKENDS:
+            raise UserError(f"attention backend {attention_backend!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
+        name = resolve_backbone(config.backbone)
+        self.config = config = dataclasses.replace(config, backbone=name)
+        self.view_size, self.attention_backend, self.compiled = int(view_size), attention_backend, False
+        self.calibration: dict[str, float] | None = None
+        fresh = recipe is None
+        recipe = plan(name, config.weights) if recipe is None else recipe
+        self.backbone = Backbone(recipe, self.view_size, config.trainable, config.activation_checkpointing)
+        if fresh:
+            recipe.origin = load(self.backbone.net, recipe, config.weights)
+        self.prune_unit = self._prune_unit(config)
+        self._build_heads(config)
+        self._initialise()
+
+    @property
+    def weights_origin(self) -> str:
+        """Where the backbone's weights come from."""
+        return self.backbone.recipe.origin
+
+    def _prune_unit(self, config: ModelConfig) -> int:
+        depth = self.backbone.depth
+        if config.prune_after != -1 and not 1 <= config.prune_after <= depth:
+            raise UserError(f"model.prune_after is {config.prune_after}; {config.backbone} has 1 to {depth}, -1 for last")
+        check_keep_ratio(config.keep_ratio)
+        return depth if config.prune_after == -1 else config.prune_after
+
+    def _build_heads(self, config: ModelConfig) -> None:
+        hidden, dim = config.hidden_dim, self.backbone.dim
+        if hidden % 4:
+            raise UserError(f"model.hidden_dim is {hidden}; give a multiple of 4 (the pyramid has H, H/2 and H/4)")
+        for name in ("num_layers", "expert_dim", "segmentation_size"):
+            if getattr(config, name) < 1:
+                raise UserError(f"model.{name} is {getattr(config, name)}; give at least 1")
+        low = self.backbone.unit_dims[self.prune_unit - 1]
+        self.pruner = ViewPruner(low, config.keep_ratio) if config.keep_ratio < 1 else None
+        self.view_norm = nn.LayerNorm(dim)
+        self.projection = nn.Linear(dim, hidden)
+        self.position = nn.Linear(4 + 8 * BOX_FREQUENCIES, hidden)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.pyramid = Pyramid(hidden)
+        self.fusion = GatedFusion(hidden, config.num_heads)
+        self.metadata_encoder = (
+            MetadataEncoder(config.metadata_fields, config.metadata_dropout) if config.metadata else None
+        )
+        width = hidden + (METADATA_DIM if config.metadata else 0)
+        self.classifier = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(hidden, hidden // 2),
+            nn.GELU(),
+            nn.Linear(hidden // 2, 2),
+        )
+        self.view_norm_out = RMSNorm(hidden)
+        self.view_head = nn.Linear(hidden, 2)
+        self.weather_head = nn.Linear(hidden, WEATHER_CLASSES)
+        self.segmentation = SegmentationDecoder(self.backbone.patch_dim, config.segmentation_size)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Variance-keeping for inner layers, small residual branches, nearly even last layers; never an all-zero row."""
+        residual = (2 * len(self.layers)) ** -0.5
+        for name, module in self.named_modules():
+            if name.startswith("backbone"):
+                continue
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=fan_in**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.5)
+            elif isinstance(module, MoE):
+                nn.init.normal_(module.gate_up_proj, std=module.gate_up_proj.shape[-1] ** -0.5)
+                nn.init.normal_(module.down_proj, std=module.down_proj.shape[-1] ** -0.5 * residual)
+        for layer in self.layers:
+            nn.init.normal_(layer.moe.router.weight, std=0.01)
+            layer.attention.out_proj.weight.mul_(residual)
+            layer.attention.gate_proj.weight.mul_(0.5)
+        self.position.weight.mul_(0.5)
+        nn.init.normal_(self.fusion.seed, std=0.02)
+        last = [self.classifier[-1], self.view_head, self.weather_head, self.fusion.importance_net[-1]]
+        for module in last if self.pruner is None else [*last, self.pruner.net[-1]]:
+            nn.init.normal_(module.weight, std=0.01)
+        nn.init.normal_(self.segmentation.out.weight, std=0.01)
+        nn.init.constant_(self.segmentation.out.bias, -2.0)  # objects cover few pixels
+        if self.metadata_encoder is not None:
+            for null in self.metadata_encoder.null.values():
+                nn.init.normal_(null, std=0.5)
+
+    # ----- forward
+
+    def forward(
+        self,
+        views: Tensor,
+        view_mask: Tensor | None = None,
+        metadata: Mapping[str, Tensor] | None = None,
+        boxes: Tensor | None = None,
+        segmentation: bool = True,
+    ) -> Outputs:
+        """Decide about a batch of photos.
+
+        Args:
+            views: [B, V, 3, S, S] in [0, 1], float; or uint8. S a multiple of the backbone's patch.
+            view_mask: bool [B, V], False for padding, on the CPU or the views' device (on the CPU padding is skipped even
+                where the views are on a GPU). None: all views are there. A photo without any counts view 0.
+            metadata: see `MetadataEncoder`; None: image only.
+            boxes: [B, V, 4] fractions of the photo (x0, y0, x1, y1); None: each view is the whole photo.
+            segmentation: predict masks.
+
+        Returns:
+            Outputs; results do not depend on the padding or on the other photos of the batch.
+        """
+        return self.decide(self.encode(views, view_mask, boxes, segmentation), metadata, segmentation)
+
+    def encode(
+        self,
+        views: Tensor,
+        view_mask: Tensor | None = None,
+        boxes: Tensor | None = None,
+        segmentation: bool = True,
+    ) -> Encoded:
+        """Everything before the first layer; arguments as in `forward`. Without `segmentation`, no patch tokens."""
+        mask, boxes = self._check(views, view_mask, boxes)
+        batch, count = mask.shape
+        slots = Slots.of(mask, views.device)
+        with self._attention():
+            state = self.backbone.begin(slots.pack(views))
+            state = self.backbone.run(state, 0, self.prune_unit)
+            low = self.backbone.vectors(state)
+            packed_boxes = slots.pack(boxes)
+            if self.pruner is None:
+                kept = torch.arange(count, device=views.device).expand(batch, -1)
+                kept_mask, kept_slots, packed_scores = mask, slots, None
+                scores = torch.zeros(batch, count, device=views.device)
+            else:
+                packed_scores = self.pruner.score(low, packed_boxes)
+                scores = slots.unpack(packed_scores)
+                kept, kept_mask = self.pruner.choose(scores, mask)
+                kept_slots = Slots.of(kept_mask, views.device)
+                rows = slots.rows(kept, kept_slots)
+                state, packed_boxes, packed_scores = state.rows(rows), packed_boxes[rows], packed_scores[rows]
+            state = self.backbone.run(state, self.prune_unit, self.backbone.depth)
+            vectors, patches = self.backbone.finish(state, segmentation)
+        vectors = self.view_norm(vectors)
+        if packed_scores is not None:
+            vectors = vectors * torch.sigmoid(packed_scores)[:, None].to(vectors.dtype)
+        tokens = self.projection(vectors) + self.position(box_features(packed_boxes).to(vectors.dtype))
+        there = mask.to(views.device)
+        weights = (there / there.sum(1, keepdim=True)).to(low.dtype)
+        return Encoded(
+            tokens=_zeroed(kept_slots.unpack(tokens), kept_mask),
+            view_mask=kept_mask.to(views.device),
+            kept=kept,
+            scores=scores,
+            low=torch.einsum("bv,bvd->bd", weights, _zeroed(slots.unpack(low), mask)),
+            patches=None if patches is None else kept_slots.unpack(patches),
+            boxes=kept_slots.unpack(packed_boxes),
+        )
+
+    def decide(
+        self, encoded: Encoded, metadata: Mapping[str, Tensor] | None = None, segmentation: bool = True
+    ) -> Outputs:
+        """Everything from the first layer on; without `segmentation` (or patch tokens) no masks."""
+        mask, x = encoded.view_mask, encoded.tokens.to(self.projection.weight.dtype)
+        stats = []
+        with self._attention():
+            for layer in self.layers:
+                x, layer_stats = layer(x, mask)
+                stats.append(layer_stats)
+        balance, load = balance_loss(torch.stack(stats), self.config.num_experts, everywhere=self.training)
+        x = _zeroed(self.pyramid(x), mask)
+        fused, attention = self.fusion(x, mask)
+        joined = fused
+        if self.metadata_encoder is not None:
+            joined = torch.cat([fused, self.metadata_encoder(metadata, len(fused))], dim=-1)
+        middle = mask / mask.sum(1, keepdim=True)
+        return Outputs(
+            logits=self.classifier(joined).float(),
+            view_logits=self.view_head(self.view_norm_out(x)).float(),
+            view_mask=mask,
+            kept=encoded.kept,
+            weather_logits=self.weather_head(fused).float(),
+            seg_logits=self._masks(encoded) if segmentation else None,
+            features=fused,
+            view_features=x,
+            depth_features=(encoded.low, torch.einsum("bk,bkd->bd", middle.to(x.dtype), encoded.tokens.to(x.dtype)), fused),
+            balance=balance,
+            expert_load=load,
+            scores=encoded.scores,
+            attention=attention,
+        )
+
+    def _masks(self, encoded: Encoded) -> Tensor | None:
+        if encoded.patches is None:
+            return None
+        slots = Slots.of(encoded.view_mask, encoded.patches.device)
+        logits = self.segmentation(slots.pack(encoded.patches).to(self.projection.weight.dtype)).float()
+        return _zeroed(slots.unpack(logits), encoded.view_mask)
+
+    # ----- checks and options
+
+    def _check(self, views: Tensor, mask: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One clear ValueError for each wrong input; the mask with a view per photo, and fp32 boxes."""
+        if views.dim() != 5 or views.shape[2] != 3 or 0 in views.shape:
+            raise ValueError(f"views have shape {tuple(views.shape)}; expected [B, V, 3, S, S] with B and V at least 1")
+        if not (views.is_floating_point() or views.dtype == torch.uint8):
+            raise ValueError(f"views are {views.dtype}; expected floats in [0, 1] or uint8")
+        self.backbone.check_size(*views.shape[-2:])
+        if views.device.type == "cpu" and views.is_floating_point():  # a GPU would have to wait for the answer
+            low, high = (float(bound) for bound in views.detach().aminmax())
+            if not -0.01 <= low <= high <= 1.01:
+                raise ValueError(f"views range from {low:.3g} to {high:.3g}; expected [0, 1], the model normalises itself")
+        grid = tuple(views.shape[:2])
+        if mask is None:
+            mask = torch.ones(grid, dtype=torch.bool)
+        if tuple(mask.shape) != grid or mask.dtype != torch.bool:
+            raise ValueError(f"view_mask is {mask.dtype} {tuple(mask.shape)}; expected bool {grid}")
+        first = torch.arange(grid[1], device=mask.device) == 0
+        mask = mask | (first & ~mask.any(1, keepdim=True))
+        if boxes is None:
+            boxes = torch.zeros(*grid, 4, device=views.device)
+            boxes[..., 2:] = 1.0
+        if tuple(boxes.shape) != (*grid, 4):
+            raise ValueError(f"boxes have shape {tuple(boxes.shape)}; expected {(*grid, 4)}")
+        return mask, boxes.to(views.device, torch.float32)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        backend = ATTENTION_BACKENDS[self.attention_backend]
+        return nullcontext() if backend is None else sdpa_kernel(backend)
+
+    def compile_blocks(self) -> int:
+        """torch.compile each block in place (whole-model compilation takes ten times longer and gains nothing).
+
+        Parameter names do not change. Returns the number of compiled blocks.
+        """
+        blocks = [*self.backbone.blocks(), *self.layers]
+        for block in blocks:
+            block.compile()
+        self.compiled = True
+        return len(blocks)
+
+    def runtime(self) -> dict[str, str]:
+        """The options in use, for logs: attention backend, compilation, dtype, recomputation, origin of the weights."""
+        return {
+            "backbone": self.config.backbone,
+            "weights": self.weights_origin,
+            "attention": self.attention_backend,
+            "compile": "per block" if self.compiled else "off",
+            "dtype": str(self.projection.weight.dtype).removeprefix("torch."),
+            "activation_checkpointing": "on" if self.config.activation_checkpointing else "off",
+            "trainable": self.config.trainable,
+        }
+
+
+def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
+    """Zeros in padded slots; x [B, K, ...], mask [B, K] on any device."""
+    there = mask.to(x.device)
+    return x.masked_fill(~there.view(*there.shape, *[1] * (x.dim() - 2)), 0.0)
+
+
+def compile_blocks(model: RoadworkDetector) -> int:
+    """See `RoadworkDetector.compile_blocks`."""
+    return model.compile_blocks()

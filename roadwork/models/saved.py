@@ -1,0 +1,282 @@
+"""A detector on disk, and its answer to one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from roadwork.config import ModelConfig
+from roadwork.data.views import make_views, view_boxes
+from roadwork.errors import UserError
+from roadwork.models.weights import Recipe
+
+WEIGHTS, CONFIG, CALIBRATION, CARD = "model.safetensors", "config.json", "calibration.json", "README.md"
+ARCHITECTURE, FORMAT = "RoadworkDetector", 1
+MIN_SIDE = 16
+
+
+def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Any picture -> uint8 [H, W, 3], upright (EXIF), sides at least 16.
+
+    Args:
+        image: path, encoded bytes, PIL image (greyscale, palette, CMYK, alpha, 16 bit are converted; alpha over white), or
+            uint8 array [H, W, 3] or [H, W].
+
+    Raises:
+        TypeError: another type. ValueError: bytes that do not decode completely, wrong shapes or dtypes, sides too small.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise ValueError(f"array of {image.dtype}; expected uint8 [H, W, 3] or [H, W]")
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"array of shape {image.shape}; expected [H, W, 3] or [H, W]")
+        rgb = np.ascontiguousarray(image)
+    elif isinstance(image, str | os.PathLike):
+        path = Path(image)
+        if not path.is_file():
+            raise ValueError(f"image {str(path)!r} is not a file")
+        rgb = _decode(path.read_bytes(), str(path))
+    elif isinstance(image, bytes | bytearray | memoryview):
+        rgb = _decode(bytes(image), f"{len(image)} bytes")
+    elif isinstance(image, Image.Image):
+        rgb = _convert(image, "PIL image")
+    else:
+        raise TypeError(f"image is {type(image).__name__}; expected a path, bytes, a PIL image or a uint8 array")
+    if min(rgb.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"image of {rgb.shape[1]}x{rgb.shape[0]} px; sides must be at least {MIN_SIDE}")
+    return rgb
+
+
+def _decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data))
+            picture.load()
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and struct.error for damaged files
+        raise ValueError(f"image {name} does not decode: {error}") from error
+    return _convert(picture, name)
+
+
+def _convert(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    try:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16") or picture.mode == "I":
+            wide = np.asarray(picture).astype(np.int64)
+            picture = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).clip(0, 255).astype(np.uint8))
+        elif picture.mode == "F":
+            raise ValueError("floating-point pixels have no agreed range")
+        if "A" in picture.mode or "transparency" in picture.info:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return np.array(picture.convert("RGB"))
+    except Exception as error:  # lazily loaded files fail here
+        raise ValueError(f"image {name} cannot be converted: {error}") from error
+
+
+class Saved(nn.Module):
+    """save_pretrained, from_pretrained, predict: mixed into the detector."""
+
+    config: ModelConfig
+    view_size: int
+    calibration: dict[str, float] | None
+
+    def save_pretrained(self, folder: str | os.PathLike[str], calibration: dict[str, float] | None = None) -> Path:
+        """Write safetensors, config, card and, where given, the calibration.
+
+        Args:
+            folder: created where missing; each file replaced atomically.
+            calibration: `temperature` (or `scale` = 1 / temperature) and `bias`; None keeps the model's own, if any.
+        """
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        calibration = self.calibration if calibration is None else calibration
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
+        temporary = out / (WEIGHTS + ".tmp")
+        save_file(state, temporary, metadata={"format": "pt"})
+        os.replace(temporary, out / WEIGHTS)
+        recipe: Recipe = self.backbone.recipe
+        content = {
+            "architecture": ARCHITECTURE,
+            "format": FORMAT,
+            "view_size": self.view_size,
+            "weights_origin": recipe.origin,
+            "backbone": dataclasses.asdict(recipe),
+            "model": dataclasses.asdict(self.config),
+        }
+        _write(out / CONFIG, json.dumps(content, indent=2) + "\n")
+        if calibration is not None:
+            _scale_bias(calibration)
+            _write(out / CALIBRATION, json.dumps(calibration, indent=2) + "\n")
+        elif (out / CALIBRATION).exists():
+            (out / CALIBRATION).unlink()
+        parameters = sum(p.numel() for p in self.parameters())
+        _write(out / CARD, _card(content, parameters, calibration))
+        return out
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
+        """The saved detector in eval mode; UserError where the folder holds no such model."""
+        source = Path(folder)
+        content = _read_config(source)
+        known = {f.name for f in dataclasses.fields(ModelConfig)}
+        config = ModelConfig(**{k: v for k, v in content["model"].items() if k in known})
+        recipe = Recipe(**content["backbone"])
+        recipe.mean, recipe.std = tuple(recipe.mean), tuple(recipe.std)  # type: ignore[assignment]
+        model = cls(config, content["view_size"], recipe)  # type: ignore[call-arg]
+        model.load_weights(source)
+        if (source / CALIBRATION).is_file():
+            model.calibration = json.loads((source / CALIBRATION).read_text())
+            _scale_bias(model.calibration)
+        return model.to(device).eval()
+
+    def load_weights(self, folder: str | os.PathLike[str]) -> None:
+        """Warm start from a saved model of the same architecture; a UserError says what differs otherwise."""
+        source = Path(folder)
+        content = _read_config(source)
+        given, mine = content["model"].get("backbone"), self.config.backbone
+        if given != mine:
+            raise UserError(f"{source} holds a model with backbone {given!r}, this one has {mine!r}; pass --model.backbone {given}")
+        try:
+            state = load_file(source / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{source / WEIGHTS} cannot be read: {error}") from error
+        self._compare(state, source)
+        self.load_state_dict(state)
+        recipe = Recipe(**content["backbone"])
+        self.backbone.recipe = dataclasses.replace(recipe, mean=tuple(recipe.mean), std=tuple(recipe.std))
+
+    def _compare(self, state: dict[str, Tensor], source: Path) -> None:
+        own = self.state_dict()
+        for name in sorted(set(own) | set(state)):
+            there, here = state.get(name), own.get(name)
+            if there is None or here is None or there.shape != here.shape:
+                theirs = "nothing" if there is None else str(tuple(there.shape))
+                ours = "nothing" if here is None else str(tuple(here.shape))
+                raise UserError(f"{source} holds another architecture: {name} is {theirs} there and {ours} here")
+
+    def predict(self, image: Any) -> float:
+        """Probability of roadwork in [0, 1], calibrated where the model has a calibration; pixels alone, as the service.
+
+        Args:
+            image: see `to_rgb`.
+        """
+        return self.predict_batch([image])[0]
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[Any], batch: int = 8) -> list[float]:
+        """The same for several pictures, `batch` at a time."""
+        pictures = [to_rgb(image) for image in images]
+        was, self_device = self.training, next(self.parameters()).device
+        self.eval()
+        answers: list[float] = []
+        try:
+            for start in range(0, len(pictures), batch):
+                views, mask, boxes = self._views(pictures[start : start + batch])
+                outputs = self(views.to(self_device), mask, None, boxes, segmentation=False)
+                answers += self.probabilities(outputs.logits).tolist()
+        finally:
+            self.train(was)
+        return answers
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B, 2] -> float64 [B]: sigmoid((positive - negative) * scale + bias)."""
+        scale, bias = (1.0, 0.0) if self.calibration is None else _scale_bias(self.calibration)
+        margin = (logits[:, 1] - logits[:, 0]).double()
+        return torch.sigmoid(margin * scale + bias)
+
+    def _views(self, pictures: list[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Padded float views [B, V, 3, S, S], mask and boxes as fractions."""
+        cut = []
+        for rgb in pictures:
+            height, width = rgb.shape[:2]
+            boxes = view_boxes(width, height, self.view_size)
+            cut.append((make_views(rgb, boxes, self.view_size), boxes / np.array([width, height] * 2, np.float32)))
+        size, most = self.view_size, max(len(boxes) for _, boxes in cut)
+        views = torch.zeros(len(cut), most, 3, size, size)
+        mask = torch.zeros(len(cut), most, dtype=torch.bool)
+        fractions = torch.zeros(len(cut), most, 4)
+        for i, (pixels, boxes) in enumerate(cut):
+            views[i, : len(boxes)] = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+            mask[i, : len(boxes)] = True
+            fractions[i, : len(boxes)] = torch.from_numpy(boxes)
+        return views, mask, fractions
+
+
+def _scale_bias(calibration: dict[str, float]) -> tuple[float, float]:
+    """`scale` (or 1 / `temperature`) and `bias`, checked."""
+    try:
+        scale = float(calibration["scale"]) if "scale" in calibration else 1.0 / float(calibration["temperature"])
+        bias = float(calibration.get("bias", 0.0))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        scale = bias = math.nan
+    if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
+        raise UserError(f"calibration {calibration} is not usable; it needs a positive temperature (or scale) and a bias")
+    return scale, bias
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no saved model ({CONFIG} and {WEIGHTS}); give a folder such as runs/NAME/model")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("architecture") != ARCHITECTURE or "model" not in content:
+        named = content.get("architecture") if isinstance(content, dict) else None
+        raise UserError(f"{path} describes {named or 'another architecture'}, not a {ARCHITECTURE}")
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} has format {content.get('format')}; this version reads format {FORMAT}")
+    return content
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _card(content: dict[str, Any], parameters: int, calibration: dict[str, float] | None) -> str:
+    model = content["model"]
+    fields = ", ".join(model["metadata_fields"]) if model["metadata"] else "none"
+    calibrated = "none: raw probabilities" if calibration is None else json.dumps(calibration)
+    return f"""---
+library_name: roadwork
+pipeline_tag: image-classification
+tags: [roadwork-detection, street-photos]
+---
+# Roadwork detector
+
+Says how probable roadwork is in a street photo.
+
+- Backbone: `{model["backbone"]}`, weights: {content["weights_origin"]}; trained part: {model["trainable"]}
+- Views of {content["view_size"]} px, {parameters / 1e6:.1f} M parameters, metadata seen: {fields} (pixels alone are enough)
+- Calibration: {calibrated}
+
+```python
+from roadwork.models import RoadworkDetector
+
+detector = RoadworkDetector.from_pretrained(".")
+probability = detector.predict("photo.jpg")
+```
+
+Scores belong to the run that made this model; see its report. The backbone's weights keep the licence of their origin.
+"""
