@@ -88,7 +88,7 @@ def test_a_shard_is_never_seen_half_written(tmp_path: Path) -> None:
         ({"key": ""}, "without dots"),
         ({"boxes": np.zeros((3, 4), np.float32)}, r"views are uint8 \[3"),
         ({"meta": {"label": 1}}, "the metadata lack latitude"),
-        ({"masks": np.zeros((1, 5, 5), np.uint8)}, r"masks are uint8 \(1, 8, 8\)"),
+        ({"masks": np.zeros((1, 5, 5), np.uint8)}, r"masks are uint8 \[1, 8, 8\]"),
     ],
 )
 def test_bad_samples_are_refused_by_key(tmp_path: Path, change: dict, message: str) -> None:

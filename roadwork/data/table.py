@@ -1,0 +1,40 @@
+"""The cumulative table of a data set's weights, made once and memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from roadwork.data.order import cumulative_table
+from roadwork.data.shards import atomic_file
+
+Floats = npt.NDArray[np.float64]
+
+
+def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: Floats) -> Floats:
+    """`cumulative_table(weights)` as a read-only memory map of `DIR/{name}.cumulative-{key}.npy`.
+
+    `key` stands for the weights' content (an index file's hash): the weights are read only where the file is missing.
+
+    The first caller writes the file (atomically: several processes may try at once); later ones only map it, so that
+    all processes of a machine share its pages. Where the folder cannot be written, a temporary file takes its place.
+    """
+    path = Path(folder) / f"{name}.cumulative-{key}.npy"
+    if not path.exists():
+        table = cumulative_table(weights)
+        try:
+            with atomic_file(path) as file:
+                np.save(file, table)
+        except OSError:
+            with tempfile.TemporaryFile() as file:
+                np.save(file, table)
+                file.flush()
+                return np.load(f"/proc/self/fd/{file.fileno()}", mmap_mode="r")
+        for old in path.parent.glob(f"{name}.cumulative-*.npy"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
