@@ -390,6 +390,22 @@ class MonitoringConfig:
 
 
 @dataclass
+class PipelineConfig:
+    """All stages in order."""
+
+    stages: list[str] = field(default_factory=lambda: ["shards", "pretrain", "dora_folds", "predict", "evaluate"])
+    """Of shards, pseudo_masks, find_lr, pretrain, dora_folds, predict, evaluate; in this order."""
+    source: str = ""
+    """Photos for `shards.build --source`; empty: data.shards must be there."""
+    build: list[str] = field(default_factory=list)
+    """Further words for `shards.build`, such as `[--target-cities, "A,B", --view-size, "512"]`."""
+    accelerate_config: str = ""
+    """`accelerate launch --config_file`; empty: accelerate_configs/gpu.yaml on GPUs, else cpu.yaml."""
+    processes: int = 0
+    """`accelerate launch --num_processes`; 0: all GPUs, else what the configuration says."""
+
+
+@dataclass
 class Config:
     """Everything that a stage can be told."""
 
@@ -409,3 +425,173 @@ class Config:
     masks: MasksConfig = field(default_factory=MasksConfig)
     lr_finder: LrFinderConfig = field(default_factory=LrFinderConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+
+
+PIPELINE = ("shards", "pseudo_masks", "find_lr", "pretrain", "dora_folds", "predict", "evaluate")
+STAGES = ("pretrain", "find_lr", "dora_folds", "predict", "evaluate", "pseudo_masks", "pipeline")
+
+
+def parser(stage: str) -> Any:
+    """The command line of one stage: every option of the tree, `--config`, `--print_config`, `--dry_run`."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    made = jsonargparse.ArgumentParser(
+        prog=f"launch/{stage}.py", description=_DESCRIPTIONS[stage], exit_on_error=False, parser_mode="yaml"
+    )
+    made.add_argument("--config", action="config", help="YAML file of options; the command line wins over it")
+    made.add_argument("--dry_run", action="store_true", help="check and describe the run, then stop")
+    made.add_class_arguments(Config)
+    return made
+
+
+_DESCRIPTIONS = {
+    "pretrain": "Pre-training on ZeRO-2; resumes by itself where the run folder holds a COMPLETE checkpoint.",
+    "find_lr": "Learning-rate range test on the run's engine and optimizer.",
+    "dora_folds": "DoRA fine-tuning of folds from the pre-trained model.",
+    "predict": "FOODS test-time augmentation, ensemble, calibration, predictions.",
+    "evaluate": "Scores, error analysis and report of a run, or of a saved model on any labelled shards.",
+    "pseudo_masks": "Pseudo-masks of six roadwork classes.",
+    "pipeline": "All stages in order, each resumable.",
+}
+
+
+@dataclass
+class Invocation:
+    """What the command line asked for."""
+
+    config: Config
+    dry_run: bool = False
+
+
+def parse(stage: str, argv: list[str] | None = None) -> Invocation:
+    """Read the command line of a stage.
+
+    Raises:
+        UserError: an unknown option (with the nearest known one), a wrong type, a missing file, an impossible combination.
+        SystemExit: after `--help` or `--print_config`.
+    """
+    arguments = _with_saved_config(stage, list(sys.argv[1:] if argv is None else argv))
+    cli = parser(stage)
+    known = [name for action in cli._actions for name in action.option_strings]
+    _refuse_unknown_flags(arguments, known)
+    try:
+        namespace = cli.parse_args(arguments)
+        made = cli.instantiate_classes(namespace)
+    except SystemExit:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds; all of them mean the same to the user
+        raise UserError(_one_line(error, known)) from None
+    names = {f.name for f in dataclasses.fields(Config)}
+    config = Config(**{k: v for k, v in vars(made).items() if k in names})
+    validate(config)
+    return Invocation(config, bool(made.dry_run))
+
+
+def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:
+    """Stages behind pre-training read the run's own config.yaml unless a file is given, so `--run.dir` is enough."""
+    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    if stage in ("pretrain", "pipeline", "find_lr") or "--config" in joined or "--run.dir" not in joined[:-1]:
+        return arguments
+    saved = Path(joined[joined.index("--run.dir") + 1], "config.yaml")
+    return ["--config", str(saved), *arguments] if saved.is_file() else arguments
+
+
+def _refuse_unknown_flags(arguments: list[str], known: list[str]) -> None:
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known and not flag.endswith("+"):
+            near = difflib.get_close_matches(flag, known, 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"unknown option {flag}{hint} (--help lists every option)")
+
+
+def _one_line(error: Exception, known: list[str]) -> str:
+    text = " ".join(str(error).split()).replace("Parser key", "option").replace("typing.Literal", "one of ")
+    unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'|Key '([\w.]+)' is not expected", text)
+    if unknown:
+        name = ".".join(part for part in unknown.groups() if part)
+        near = difflib.get_close_matches(f"--{name}", known, 1, 0.4)
+        return f"unknown option {name}" + (f"; did you mean {near[0][2:]}?" if near else "")
+    return f"{text[:400]} (--help lists every option)"
+
+
+def validate(config: Config) -> None:
+    """Refuse impossible values and combinations, before any process group starts. Raises UserError."""
+    training, model = config.training, config.model
+    _positive("training.global_batch", training.global_batch)
+    _positive("training.micro_batch", training.micro_batch)
+    _positive("training.learning_rate", training.learning_rate)
+    for name, value in (("training.max_steps", training.max_steps), ("training.epochs", training.epochs)):
+        if value < 0 or not math.isfinite(value):
+            raise UserError(f"{name} is {value}; it must be 0 or more")
+    if not training.max_steps and not training.epochs:
+        raise UserError("training.epochs and training.max_steps are both 0; give one of them")
+    if not 1 <= model.top_k <= model.num_experts:
+        raise UserError(f"model.top_k {model.top_k} must be between 1 and model.num_experts {model.num_experts}")
+    if model.hidden_dim % model.num_heads or model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"model.hidden_dim {model.hidden_dim} must be a multiple of model.num_heads {model.num_heads}, "
+            f"and that of model.num_kv_heads {model.num_kv_heads}"
+        )
+    if not 0 < model.keep_ratio <= 1:
+        raise UserError(f"model.keep_ratio is {model.keep_ratio}; it is the share of views kept, in (0, 1]")
+    if not re.fullmatch(r"frozen|full|last-[1-9]\d*", model.trainable):
+        raise UserError(f"model.trainable is {model.trainable!r}; allowed: frozen, last-N (such as last-2), full")
+    if config.checkpoint.keep_last < 2:
+        raise UserError(f"checkpoint.keep_last is {config.checkpoint.keep_last}; at least 2 are kept")
+    if not 0 < config.predict.prior < 1:
+        raise UserError(f"predict.prior is {config.predict.prior}; a prior lies strictly between 0 and 1")
+    strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
+    if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):
+        raise UserError(f"pipeline.stages is {config.pipeline.stages}; allowed, in this order: {', '.join(PIPELINE)}")
+    unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
+    if unknown:
+        raise UserError(f"model.metadata_fields has {sorted(unknown)}; allowed: gps, weather, daytime, scene, text")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise UserError(f"{name} is {value}; it must be above 0")
+
+
+def accumulation(config: Config, world_size: int) -> int:
+    """Micro-batches per optimizer step and process. Raises UserError with the values that work."""
+    total, micro = config.training.global_batch, config.training.micro_batch
+    if total % world_size:
+        near = sorted({max(1, total // world_size) * world_size, (total // world_size + 1) * world_size})
+        raise UserError(
+            f"training.global_batch {total} does not divide over {world_size} processes; "
+            f"use {' or '.join(map(str, near))}, or another number of processes"
+        )
+    per_process = total // world_size
+    if per_process % micro:
+        allowed = [m for m in range(1, per_process + 1) if per_process % m == 0]
+        raise UserError(
+            f"training.micro_batch {micro} does not divide the {per_process} photos that each of {world_size} processes "
+            f"takes of training.global_batch {total}; allowed: {', '.join(map(str, allowed))}"
+        )
+    return per_process // micro
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The tree as plain values, as written to `config.yaml`."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write the resolved configuration as YAML, atomically."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    temporary.replace(target)

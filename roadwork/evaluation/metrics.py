@@ -314,7 +314,7 @@ def reliability_bins(labels: Any, probabilities: Any, bins: int = 15, weights: A
 
 
 def expected_calibration_error(labels: Any, probabilities: Any, bins: int = 15, weights: Any = None) -> float:
-    """Mean distance between P(roadwork) and the share of roadwork over equal-width bins, weighted by mass; nan for none.
+    """Mean distance between P(roadwork) and the share of roadwork over equal bins, weighted by mass; nan for none.
 
     Naeini et al. 2015, in the binary form (probability of class 1, not of the winning class).
     """

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,17 +98,23 @@ class Saved(nn.Module):
     view_size: int
     calibration: dict[str, float] | None
 
-    def save_pretrained(self, folder: str | os.PathLike[str], calibration: dict[str, float] | None = None) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        calibration: dict[str, float] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Path:
         """Write safetensors, config, card and, where given, the calibration.
 
         Args:
             folder: created where missing; each file replaced atomically.
             calibration: `temperature` (or `scale` = 1 / temperature) and `bias`; None keeps the model's own, if any.
+            state: weights to write instead of the model's own, such as fp32 masters of a model that computes in bf16.
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         calibration = self.calibration if calibration is None else calibration
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in (state or self.state_dict()).items()}
         temporary = out / (WEIGHTS + ".tmp")
         save_file(state, temporary, metadata={"format": "pt"})
         os.replace(temporary, out / WEIGHTS)

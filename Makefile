@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make demo` and `make test`. They need Python 3.11 (or 3.12), g++ and git.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+BIN := $(VENV)/bin
+export DS_SKIP_CUDA_CHECK := 1
+
+.PHONY: demo test lint drill install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python launch/pipeline.py --config launch/configs/demo.yaml --run.dir $(RUN) --data.shards $(RUN)/shards
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+drill: install
+	ROADWORK_DRILL=long $(BIN)/python -m pytest tests/faults
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

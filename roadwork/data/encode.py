@@ -1,0 +1,187 @@
+"""One shard: pixels read, decoded, cut into views, encoded and written. Runs in worker processes."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from roadwork.data.duplicates import photo_hash
+from roadwork.data.images import decode_masks, decode_photo
+from roadwork.data.masks import MaskFolder
+from roadwork.data.plan import BuildOptions, Entry, Rejection, ShardPlan, meta_of
+from roadwork.data.record import Rejected
+from roadwork.data.shards import Sample, atomic_file, write_shard
+from roadwork.data.sources import Source
+from roadwork.data.views import compose_sheet, make_mask_views, make_views, view_boxes
+
+_worker: dict[str, Any] = {}
+
+
+@dataclasses.dataclass
+class ShardResult:
+    """What came of one shard plan; kept beside the shard, so that a relaunch need not redo it."""
+
+    fingerprint: str
+    shard: dict[str, Any] | None
+    rejected: list[dict[str, Any]]
+    repairs: dict[str, int]
+    repaired: int
+    photos: list[dict[str, Any]]
+    kept: bool = False
+
+
+def start_worker(source: Source, options: BuildOptions, counter: Any) -> None:
+    """Initialise a worker process: one thread each, no life without the parent."""
+    import cv2
+    import pyarrow as pa
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed build leaves no processes behind
+        if os.getppid() == 1:
+            os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    pa.set_cpu_count(1)
+    _worker.update(source=source, options=options, counter=counter)
+
+
+def work(plan: ShardPlan) -> ShardResult:
+    """`build_shard` with what `start_worker` was given."""
+    return build_shard(plan, _worker["source"], _worker["options"], _worker["counter"])
+
+
+def result_path(out: Path, name: str) -> Path:
+    return out / ".build" / f"{name}.json"
+
+
+def finished(plan: ShardPlan, out: Path) -> ShardResult | None:
+    """The kept result of a shard whose plan and bytes are those of an earlier build, else None."""
+    from roadwork.data.verify import sha256_of
+
+    try:
+        result = ShardResult(**json.loads(result_path(out, plan.name).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    if result.fingerprint != plan.fingerprint:
+        return None
+    if result.shard is not None:
+        path = out / plan.name
+        if not path.is_file() or path.stat().st_size != result.shard["bytes"] or sha256_of(path) != result.shard["sha256"]:
+            return None
+    result.kept = True
+    return result
+
+
+def build_shard(plan: ShardPlan, source: Source, options: BuildOptions, counter: Any = None) -> ShardResult:
+    """Write one shard and its result, or keep both where they are there already."""
+    out = Path(options.out)
+    result = finished(plan, out)
+    if result is not None:
+        _count(counter, len(plan.entries), kept=True)
+        return result
+    result = ShardResult(plan.fingerprint, None, [], {}, 0, [])
+    samples = _samples(plan, source, options, result, counter)
+    first = next(samples, None)
+    path = out / plan.name
+    if first is None:
+        path.unlink(missing_ok=True)
+    else:
+        result.shard = dataclasses.asdict(write_shard(path, itertools.chain([first], samples)))
+    with atomic_file(result_path(out, plan.name)) as stream:
+        stream.write(json.dumps(dataclasses.asdict(result) | {"kept": False}).encode())
+    return result
+
+
+def _count(counter: Any, photos: int, kept: bool = False) -> None:
+    """counter: shared [photos done, photos kept]."""
+    if counter is not None:
+        with counter.get_lock():
+            counter[0] += photos
+            counter[1] += photos if kept else 0
+
+
+def _samples(
+    plan: ShardPlan, source: Source, options: BuildOptions, result: ShardResult, counter: Any
+) -> Iterator[Sample]:
+    entries = {entry.ref: entry for entry in plan.entries}
+    folder = MaskFolder(options.masks) if options.masks else None
+    repairs: Counter[str] = Counter()
+    for ref, image, masks in source.load([entry.ref for entry in plan.entries]):
+        entry = entries[ref]
+        try:
+            sample, notes, photo = encode_photo(entry, image, masks, folder, options)
+        except Rejected as error:
+            result.rejected.append(dataclasses.asdict(Rejection(entry.record.id, error.reason, entry.split)))
+        else:
+            repairs.update(notes)
+            result.repaired += bool(notes)
+            result.photos.append(photo)
+            yield sample
+        _count(counter, 1)
+    result.repairs = dict(sorted(repairs.items()))
+
+
+def encode_photo(
+    entry: Entry, image: bytes, masks: bytes | None, folder: MaskFolder | None, options: BuildOptions
+) -> tuple[Sample, tuple[str, ...], dict[str, Any]]:
+    """(sample, names of repairs, facts for the audits). Raises Rejected where the photo cannot be decoded."""
+    rgb, notes = decode_photo(image)
+    height, width = rgb.shape[:2]
+    boxes = view_boxes(width, height, options.view_size, options.max_views)
+    views = make_views(rgb, boxes, options.view_size)
+    meta = meta_of(entry) | {"width": width, "height": height}
+    found, valid, confidence = _masks_of(entry, masks, folder)
+    bits: np.ndarray | None = None
+    if found is not None:
+        try:
+            plane = decode_masks(found, width, height)
+            bits = make_mask_views(plane, scaled_boxes(boxes, (width, height), plane.shape), options.view_size)
+            meta |= {"masks_valid": valid, "masks_confidence": confidence}
+        except Rejected as error:
+            notes += (error.reason.partition(":")[0],)
+    sheet = simplejpeg.encode_jpeg(compose_sheet(views), options.quality, "RGB", "420", fastdct=False)
+    photo = {
+        "id": entry.record.id,
+        "split": entry.split,
+        "group": entry.group,
+        "label": entry.record.label,
+        "hash": photo_hash(views[0]),
+        "size": f"{width}x{height}",
+        "format": image[:4].hex(),
+        "masks": bits is not None,
+    }
+    sample = Sample(entry.key, sheet, boxes, meta, bits, options.view_size)
+    return sample, entry.record.repairs + notes, photo
+
+
+def _masks_of(
+    entry: Entry, masks: bytes | None, folder: MaskFolder | None
+) -> tuple[bytes | None, list[bool], list[float]]:
+    """Encoded masks, validity and confidence per class: the folder's before the source's exact ones."""
+    if folder is not None:
+        found = folder.get(entry.record.id)
+        if found is not None:
+            return found
+    return masks, [True] * 6, [1.0] * 6
+
+
+def scaled_boxes(boxes: np.ndarray, photo: tuple[int, int], plane: tuple[int, ...]) -> np.ndarray:
+    """Boxes in pixels of the photo (width, height) to whole pixels of a mask [h, w], never empty."""
+    scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
+    scaled = np.rint(boxes * scale)
+    limit = np.array([plane[1], plane[0]])
+    scaled[:, :2] = np.minimum(scaled[:, :2], limit - 1)
+    scaled[:, 2:] = np.clip(scaled[:, 2:], scaled[:, :2] + 1, limit)
+    return scaled.astype(np.float32)

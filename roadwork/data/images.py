@@ -1,0 +1,135 @@
+"""Decoding of photos that strangers made: header first, then pixels, every repair named."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from roadwork.data.record import Rejected
+
+MAX_PIXELS = 150_000_000
+"""Photos with more pixels in their header are refused before any of them is decoded."""
+MIN_SIDE = 16
+_ORIENTATION = 0x0112
+_DAMAGE = ("premature", "corrupt", "huffman", "truncated", "invalid", "bad ")
+
+
+def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Encoded photo to uint8 RGB [H, W, 3], upright, and the names of what was repaired.
+
+    Raises Rejected: `no_image`, `not_an_image`, `too_many_pixels`, `too_small`, `truncated_image`,
+    `damaged_image`, `unsupported_mode`.
+    """
+    if not data:
+        raise Rejected("no_image")
+    image = _open(data, max_pixels)
+    orientation = _orientation(image)
+    notes: list[str] = []
+    rgb = _decode_jpeg(data, notes) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+    if rgb is None:
+        rgb = _decode_pillow(image, notes)
+    elif image.mode == "L":
+        notes.append("image_greyscale")
+    if orientation != 1:
+        rgb = upright(rgb, orientation)
+        notes.append("image_exif_rotated")
+    return np.ascontiguousarray(rgb), tuple(notes)
+
+
+def decode_masks(data: bytes, width: int, height: int) -> np.ndarray:
+    """PNG of class bits to uint8 [h, w] for a photo of `width` x `height`.
+
+    Raises Rejected where it is not 8-bit greyscale or palette, or of another shape of picture.
+    """
+    image = _open(data, MAX_PIXELS)
+    if image.mode not in ("L", "P"):
+        raise Rejected(f"masks_wrong_mode: {image.mode}")
+    bits = np.asarray(image, dtype=np.uint8)
+    # A mask may be smaller than its photo, never of another aspect (one pixel of rounding is allowed).
+    if abs(bits.shape[1] * height - bits.shape[0] * width) > max(width, height):
+        raise Rejected(f"masks_wrong_shape: {bits.shape[1]}x{bits.shape[0]} for a photo of {width}x{height}")
+    if bits.max(initial=0) > 63:
+        raise Rejected("masks_unknown_class: bits above 5 are set")
+    return bits
+
+
+def upright(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply EXIF orientation 1..8 to an array [H, W, ...]."""
+    if orientation in (5, 6, 7, 8):
+        rgb = rgb.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        rgb = rgb[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        rgb = rgb[::-1]
+    return rgb
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only and refuse what should not be decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise Rejected(f"too_many_pixels: the header says more than the {max_pixels} that are allowed") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError, EOFError):
+        raise Rejected("not_an_image") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected(f"too_many_pixels: {width}x{height}, {max_pixels} are allowed")
+    if min(width, height) < MIN_SIDE:
+        raise Rejected(f"too_small: {width}x{height}, sides of at least {MIN_SIDE} are needed")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block must not cost the photo: Pillow raises many kinds here
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _decode_jpeg(data: bytes, notes: list[str]) -> np.ndarray | None:
+    """Quick strict decode; None where only Pillow can read the file. Raises Rejected for missing data."""
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError as error:
+        message = str(error).lower()
+    if any(word in message for word in _DAMAGE):
+        if "premature end of jpeg file" in message:
+            raise Rejected("truncated_image")
+        raise Rejected(f"damaged_image: {message[:80]}")
+    notes.append("image_jpeg_warning")
+    return None
+
+
+def _decode_pillow(image: Image.Image, notes: list[str]) -> np.ndarray:
+    mode = image.mode
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        kind = "truncated_image" if "truncated" in str(error).lower() else "damaged_image"
+        raise Rejected(kind if kind == "truncated_image" else f"{kind}: {str(error)[:80]}") from None
+    if mode == "RGB":
+        return np.asarray(image)
+    if mode.startswith("I"):
+        notes.append("image_16_bit")
+        values = np.asarray(image).astype(np.int64)
+        grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or (mode == "P" and "transparency" in image.info):
+        notes.append("image_transparency")
+        rgba = image.convert("RGBA")
+        # Transparent pixels hold arbitrary colours: show what a viewer shows on white paper.
+        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(paper, rgba).convert("RGB"))
+    names = {"L": "image_greyscale", "1": "image_greyscale", "P": "image_palette", "CMYK": "image_cmyk"}
+    if mode not in names and mode not in ("YCbCr", "LAB", "HSV", "RGBX"):
+        raise Rejected(f"unsupported_mode: {mode}")
+    notes.append(names.get(mode, "image_colour_space"))
+    return np.asarray(image.convert("RGB"))

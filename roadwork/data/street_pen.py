@@ -1,0 +1,113 @@
+"""Drawing tools of the embedded street benchmark: sprites with alpha, smooth noise."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Colour = tuple[int, int, int]
+Points = Sequence[tuple[float, float]] | NDArray[np.float64]
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+WHITE: Colour = (236, 236, 232)
+BLACK: Colour = (24, 24, 26)
+STEEL: Colour = (128, 132, 136)
+
+
+_TURN = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
+
+
+class Pen:
+    """A sprite drawn in units of its own height: x in [0, aspect], y in [0, 1] downwards.
+
+    It is drawn at several times its final size and shrunk by area, so that a cone of 24 px has the soft edges that a
+    camera would give it.
+    """
+
+    def __init__(self, height: float, aspect: float) -> None:
+        """`height`: of the finished sprite in px; `aspect`: width / height."""
+        self.size = (max(2, round(height * aspect)), max(2, round(height)))
+        self.scale = height * float(np.clip(round(300 / max(height, 1.0)), 1, 4))
+        self.aspect = aspect
+        rows, columns = max(2, round(self.scale)), max(2, round(self.scale * aspect))
+        self.rgb: Image = np.zeros((rows, columns, 3), np.uint8)
+        self.alpha: Image = np.zeros((rows, columns), np.uint8)
+
+    def _pixels(self, points: Points) -> NDArray[np.int32]:
+        return np.round(np.asarray(points, np.float64) * self.scale * 16).astype(np.int32)
+
+    def poly(self, points: Points, colour: Colour) -> None:
+        pixels = self._pixels(points)
+        cv2.fillPoly(self.rgb, [pixels], colour, cv2.LINE_8, 4)
+        cv2.fillPoly(self.alpha, [pixels], 255, cv2.LINE_8, 4)  # type: ignore[call-overload]
+
+    def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
+        self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+        self.poly(_CIRCLE * (rx, ry) + (x, y), colour)
+
+    def disc(self, x: float, y: float, r: float, colour: Colour) -> None:
+        self.ellipse(x, y, r, r, colour)
+
+    def line(self, points: Points, width: float, colour: Colour) -> None:
+        """A stroke with round ends; `width` in units of the height."""
+        pixels = self._pixels(points)
+        thickness = max(1, round(width * self.scale))
+        cv2.polylines(self.rgb, [pixels], False, colour, thickness, cv2.LINE_8, 4)
+        cv2.polylines(self.alpha, [pixels], False, 255, thickness, cv2.LINE_8, 4)  # type: ignore[call-overload]
+
+    def stripes(self, points: Points, first: Colour, second: Colour, pitch: float, slope: float = 1.0) -> None:
+        """A polygon filled with alternating bands; `pitch`: length of one pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
+        self.poly(points, first)
+        xs, ys = zip(*points, strict=True)
+        # the polygon's own bounding box, walked over in slanted bands and clipped by the polygon
+        clip = np.zeros(self.alpha.shape, np.uint8)
+        cv2.fillPoly(clip, [self._pixels(points)], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
+        rows, columns = np.ogrid[: clip.shape[0], : clip.shape[1]]
+        phase = (columns - min(xs) * self.scale + slope * (rows - min(ys) * self.scale)) / (pitch * self.scale)
+        self.rgb[(clip > 0) & (phase % 1.0 >= 0.5)] = second
+
+    def shade(self, rng: np.random.Generator, strength: float = 0.25, grain: float = 10.0) -> None:
+        """Light from one side, and grain, over everything drawn so far."""
+        side = float(rng.choice([-1.0, 1.0]))
+        ramp = 1.0 + side * strength * np.linspace(-1, 1, self.rgb.shape[1], dtype=np.float32)
+        speck = rng.normal(0, grain, (max(2, self.rgb.shape[0] // 3), max(2, self.rgb.shape[1] // 3))).astype(np.float32)
+        speck = cv2.resize(speck, self.rgb.shape[1::-1])
+        lit = self.rgb * ramp[None, :, None] + speck[..., None]
+        self.rgb = np.clip(lit, 0, 255).astype(np.uint8)
+
+    def finish(self) -> tuple[Floats, Floats]:
+        """(colour [h, w, 3] times alpha, alpha [h, w] in 0..1)."""
+        alpha = (self.alpha > 0).astype(np.float32)
+        rgb = self.rgb.astype(np.float32) * alpha[..., None]
+        return (
+            cv2.resize(rgb, self.size, interpolation=cv2.INTER_AREA),  # type: ignore[return-value]
+            cv2.resize(alpha, self.size, interpolation=cv2.INTER_AREA),
+        )
+
+
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int = 3) -> Floats:
+    """Value noise [height, width], zero mean, about unit spread; `cells` across the width in the coarsest octave."""
+    total = np.zeros((height, width), np.float32)
+    for octave in range(octaves):
+        across = min(width, cells << octave)
+        down = max(2, min(height, round(across * height / width)))
+        coarse = rng.standard_normal((down, max(2, across)), dtype=np.float32)
+        total += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32(0.6**octave)
+    return total
+
+
+def vary(rng: np.random.Generator, colour: Colour, spread: float = 10.0) -> Colour:
+    """`colour` with a random change of brightness and, less, of tint."""
+    shift = rng.normal(0, spread) + rng.normal(0, spread / 3, 3)
+    red, green, blue = (min(255, max(0, int(c + s))) for c, s in zip(colour, shift, strict=True))
+    return red, green, blue
+
+
+def pick(rng: np.random.Generator, colours: Sequence[Colour], spread: float = 8.0) -> Colour:
+    """One of `colours`, varied."""
+    return vary(rng, colours[int(rng.integers(len(colours)))], spread)

@@ -1,0 +1,208 @@
+"""TensorBoard on rank 0, laid out so that the first screen answers: is it learning, is it fast, is it healthy?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roadwork.monitoring.pictures import grid, overlay, to_uint8
+from roadwork.monitoring.trackers import Tracker, open_trackers
+
+_NO_SCALARS = frozenset({"step", "epoch", "position", "samples_seen", "time"})
+_PERFORMANCE = frozenset(
+    {
+        "images_per_s", "step_s", "data_wait_s", "data_wait_share", "slowest_rank", "slowest_over_median", "memory_gib",
+        "mfu", "checkpoint_stall_s", "views_per_s",
+    }
+)  # fmt: skip
+
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "1. Is it learning?": {
+        "loss": ["Multiline", ["train/loss"]],
+        "terms": ["Multiline", ["train/focal", "train/consistency", "train/weather", "train/segmentation"]],
+        "MCC on held-out groups": ["Margin", ["val/mcc", "val/mcc_low", "val/mcc_high"]],
+        "learning rate": ["Multiline", ["train/lr"]],
+    },
+    "2. Is it fast?": {
+        "images per second": ["Multiline", ["perf/images_per_s"]],
+        "seconds of a step": ["Multiline", ["perf/step_s", "perf/data_wait_s", "perf/checkpoint_stall_s"]],
+        "share of the ceiling (MFU)": ["Multiline", ["perf/mfu"]],
+        "slowest rank over the median": ["Multiline", ["perf/slowest_over_median"]],
+        "memory, GiB": ["Multiline", ["perf/memory_gib"]],
+    },
+    "3. Is it healthy?": {
+        "norms": ["Multiline", ["train/grad_norm", "train/weight_norm"]],
+        "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
+        "entropy of the experts": ["Multiline", [r"experts/entropy_layer\d+"]],
+        "skipped": ["Multiline", ["train/skipped_samples", "train/nonfinite_steps"]],
+        "kept views": ["Multiline", ["train/kept_views"]],
+    },
+}
+"""Custom scalars: category -> chart -> [kind, tags]."""
+
+
+def tagged(record: Mapping[str, Any]) -> dict[str, float]:
+    """Scalars of one line of metrics.jsonl under their tags: `loss` -> `train/loss`, `data_wait_s` ->
+    `perf/data_wait_s`.
+
+    Names that already hold a '/' are kept; counters of the position in the run, text and None are left out.
+    """
+    tags = {}
+    for name, value in record.items():
+        if name in _NO_SCALARS or isinstance(value, str | bool | list | dict) or value is None:
+            continue
+        tags[name if "/" in name else f"{'perf' if name in _PERFORMANCE else 'train'}/{name}"] = float(value)
+    return tags
+
+
+def flat_options(config: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """A tree of dataclasses or dicts as `training.learning_rate: 0.0003`; lists become text."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+            flat.update(flat_options(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class Board:
+    """Writes events under `directory` where `is_main`; on other ranks every method does nothing.
+
+    purge_step: the first optimizer step that this process will write again (its start step) when it continues a run.
+    What a dead process wrote at and after that step disappears from the curves, so none overlap. None for a new run.
+    trackers: extra receivers of scalars, see `roadwork.monitoring.trackers`.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        is_main: bool = True,
+        purge_step: int | None = None,
+        trackers: Iterable[Tracker] = (),
+    ) -> None:
+        self.directory = Path(directory)
+        self.writer: Any = None
+        self.trackers = list(trackers) if is_main else []
+        if is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
+            self.writer.add_custom_scalars(LAYOUT)
+
+    @classmethod
+    def open(
+        cls, config: Any, directory: str | os.PathLike[str], is_main: bool, purge_step: int | None = None
+    ) -> Board:
+        """With the trackers of `config.monitoring.trackers` (a roadwork.config.Config); TensorBoard is always
+        written.
+        """
+        names = config.monitoring.trackers if is_main else []
+        return cls(directory, is_main, purge_step, open_trackers(names, directory, flat_options(config)))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values under their full tags; those that are not finite are drawn as gaps (NaN)."""
+        if self.writer is None:
+            return
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, float(value), step)
+        for tracker in self.trackers:
+            tracker.scalars(step, values)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl (it holds `step`) under the tags of `tagged`."""
+        self.scalars(int(record["step"]), tagged(record))
+
+    def images(self, tag: str, step: int, views: Any, masks: Any = None, columns: int = 4, limit: int = 12) -> None:
+        """Views [N, 3, S, S] (uint8, or float in [0, 1]) as one grid; with masks [N, 6, s, s] laid over them."""
+        if self.writer is None:
+            return
+        shown = to_uint8(views[:limit])
+        if masks is not None:
+            shown = overlay(shown, masks[:limit])
+        self.writer.add_image(tag, grid(shown, columns), step)
+
+    def figures(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Matplotlib figures by tag, for example `val/confusion` and `val/reliability` of
+        `roadwork.evaluation.plots`.
+        """
+        if self.writer is None:
+            return
+        for tag, figure in figures.items():
+            figure.set_dpi(100)
+            canvas = _canvas(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            self.writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def pr_curve(self, tag: str, step: int, labels: Any, probabilities: Any) -> None:
+        """Precision against recall, with TensorBoard's threshold slider. labels [N] in {0, 1}, probabilities [N]."""
+        if self.writer is not None and len(labels):
+            self.writer.add_pr_curve(tag, np.asarray(labels), np.asarray(probabilities, dtype=np.float64), step)
+
+    def expert_load(self, step: int, load: Any) -> None:
+        """Load [L, E] (share of tokens per expert): a histogram over the experts and the entropy (1: even) per
+        layer.
+        """
+        if self.writer is None:
+            return
+        table = np.asarray(load.detach().float().cpu() if hasattr(load, "detach") else load, dtype=np.float64)
+        for layer, row in enumerate(table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)):
+            experts = np.arange(len(row))
+            self.writer.add_histogram_raw(
+                f"experts/load_layer{layer}", min=-0.5, max=len(row) - 0.5, num=1.0, sum=float((row * experts).sum()),
+                sum_squares=float((row * experts**2).sum()), bucket_limits=(experts + 0.5).tolist(),
+                bucket_counts=row.tolist(), global_step=step,
+            )  # fmt: skip
+            entropy = -float((row[row > 0] * np.log(row[row > 0])).sum()) / math.log(max(2, len(row)))
+            self.scalars(
+                step, {f"experts/entropy_layer{layer}": entropy, f"experts/max_layer{layer}": float(row.max())}
+            )
+
+    def hparams(self, options: Any, metrics: Mapping[str, float | None]) -> None:
+        """Options (a tree) with the run's final metrics, so that TensorBoard's HPARAMS tab compares runs.
+
+        Written into the run's own events, not into a run of its own.
+        """
+        if self.writer is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        final = {f"final/{name}": float(value) for name, value in metrics.items() if value is not None}
+        for summary in hparams(flat_options(options), final):
+            self.writer.file_writer.add_summary(summary)
+        for tag, value in final.items():
+            self.writer.add_scalar(tag, value)
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Markdown."""
+        if self.writer is not None:
+            self.writer.add_text(tag, text, step)
+
+    def flush(self) -> None:
+        """Events on disk. Call it before a checkpoint becomes complete: then no curve has a hole after a kill."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Flushes and ends; further calls do nothing."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+        for tracker in self.trackers:
+            tracker.close()
+        self.trackers = []
+
+
+def _canvas(figure: Any) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    return FigureCanvasAgg(figure)

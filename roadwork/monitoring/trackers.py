@@ -1,0 +1,59 @@
+"""Extra receivers of scalars, asked for by name. TensorBoard itself is always written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from roadwork.errors import UserError
+
+TRACKERS = ("tensorboard", "wandb")
+
+
+class Tracker(Protocol):
+    """What `Board` sends scalars to."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values by tag at an optimizer step."""
+
+    def close(self) -> None:
+        """No more values."""
+
+
+class WandbTracker:
+    """Weights & Biases, in the mode that WANDB_MODE says. The run continues under the same id after a relaunch."""
+
+    def __init__(self, directory: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "monitoring.trackers names wandb, which is not installed: pip install wandb, or leave it out"
+            ) from error
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / "wandb_run_id"
+        name = known.read_text().strip() if known.exists() else wandb.util.generate_id()
+        known.write_text(name)
+        self.run: Any = wandb.init(
+            project="roadwork", id=name, resume="allow", dir=str(folder), config=dict(options), name=folder.parent.name
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def open_trackers(names: Iterable[str], directory: str | os.PathLike[str], options: Mapping[str, Any]) -> list[Tracker]:
+    """The extra trackers among `names`; an unknown name is refused."""
+    opened: list[Tracker] = []
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"unknown tracker {name!r} in monitoring.trackers; allowed: {', '.join(TRACKERS)}")
+        if name == "wandb":
+            opened.append(WandbTracker(directory, options))
+    return opened

@@ -1,0 +1,147 @@
+"""All stages in order, each in processes of its own, each passed over where it is already done with the same options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from roadwork.config import Config, save, to_dict
+from roadwork.engine import ROOT
+from roadwork.errors import UserError
+
+DEPENDS = {
+    "shards": ("pipeline", "seed"),
+    "pseudo_masks": ("data", "masks"),
+    "find_lr": ("data", "model", "augment", "loss", "optimizer", "training", "lr_finder", "seed"),
+    "pretrain": ("data", "model", "augment", "loss", "optimizer", "training", "seed"),
+    "dora_folds": ("data", "augment", "folds", "seed"),
+    "predict": ("data", "predict", "seed"),
+    "evaluate": ("data", "predict", "seed"),
+}
+"""Sections of the configuration whose change makes a stage run again (and all that follow it)."""
+
+
+def run_pipeline(config: Config) -> None:
+    """Run every stage of `config.pipeline.stages`.
+
+    A finished stage leaves `RUN/stages/NAME.json` with a digest of its options and of the stage before it; with the same
+    digest it is not run again. An interrupted stage resumes by itself.
+
+    Raises:
+        UserError: a stage fails; the line names it, its exit status and its log.
+    """
+    folder = Path(config.run.dir)
+    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    options = folder / "stages" / "pipeline.yaml"
+    save(config, options)
+    before = ""
+    for stage in config.pipeline.stages:
+        before = _digest(config, stage, before)
+        marker = folder / "stages" / f"{stage}.json"
+        if _done(marker, before):
+            _say(f"{stage}: done before, kept")
+            continue
+        began = time.monotonic()
+        _run(stage, _command(config, stage, options), folder)
+        spent = time.monotonic() - began
+        marker.write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
+        _say(f"{stage}: done in {spent:.0f} s")
+    for line in _summary(folder, Path(config.data.shards)):
+        _say(line)
+
+
+def _digest(config: Config, stage: str, before: str) -> str:
+    tree = to_dict(config)
+    relevant = {name: tree[name] for name in DEPENDS[stage]}
+    return hashlib.sha256(json.dumps([stage, relevant, before], sort_keys=True).encode()).hexdigest()
+
+
+def _done(marker: Path, digest: str) -> bool:
+    try:
+        return json.loads(marker.read_text())["digest"] == digest
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _command(config: Config, stage: str, options: Path) -> list[str]:
+    if stage == "shards":
+        if not config.pipeline.source:
+            if not Path(config.data.shards, "manifest.json").is_file():
+                raise UserError(f"no shards in {config.data.shards}; give --pipeline.source, or --data.shards DIR")
+            return []
+        build = ["--source", config.pipeline.source, "--out", config.data.shards, "--seed", str(config.seed)]
+        return [sys.executable, "-m", "shards.build", *build, *config.pipeline.build]
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_launch_options(config)]
+    return [*launcher, str(ROOT / "launch" / f"{stage}.py"), "--config", str(options)]
+
+
+def _launch_options(config: Config) -> list[str]:
+    import torch
+
+    gpus = torch.cuda.device_count() if config.engine.device != "cpu" else 0
+    name = config.pipeline.accelerate_config or str(ROOT / "accelerate_configs" / ("gpu.yaml" if gpus else "cpu.yaml"))
+    processes = config.pipeline.processes or gpus
+    return ["--config_file", name, *(["--num_processes", str(processes)] if processes else [])]
+
+
+def _run(stage: str, command: list[str], folder: Path) -> None:
+    if not command:
+        return
+    _say(f"{stage}: {' '.join(command[1:])}")
+    log = folder / "logs" / f"{stage}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
+    with open(log, "ab") as kept:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+        )
+        assert process.stdout is not None
+        while piece := process.stdout.read(4096):
+            kept.write(piece)
+            sys.stdout.buffer.write(piece)
+            sys.stdout.flush()
+    if process.wait():
+        raise UserError(f"stage {stage} ended with status {process.returncode}; its output is in {log}")
+
+
+def _paths() -> Iterator[str]:
+    yield str(ROOT)
+    if os.environ.get("PYTHONPATH"):
+        yield os.environ["PYTHONPATH"]
+
+
+def _summary(folder: Path, shards: Path) -> Iterator[str]:
+    places = {
+        "report": folder / "report" / "index.html",
+        "predictions": folder / "predictions.csv",
+        "model": folder / "model",
+        "TensorBoard": folder / "tensorboard",
+        "shards": shards,
+    }
+    yield ""
+    for name, path in places.items():
+        yield f"{name + ':':13} {path}{'' if path.exists() else ' (not made)'}"
+    scores = folder / "evaluation.json"
+    if scores.is_file():
+        yield f"{'scores:':13} {scores}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def describe(config: Config) -> None:
+    """Say which stages would run and which are done, without running any."""
+    folder, before = Path(config.run.dir), ""
+    for stage in config.pipeline.stages:
+        before = _digest(config, stage, before)
+        state = "done" if _done(folder / "stages" / f"{stage}.json", before) else "to do"
+        command = " ".join(_command(config, stage, folder / "stages" / "pipeline.yaml")[1:])
+        _say(f"{stage}: {state}  {command}")

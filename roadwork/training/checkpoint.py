@@ -1,0 +1,233 @@
+"""Checkpoints that know no world size, are complete or absent, and are written behind the training loop's back.
+
+A checkpoint is `step-NNNNNNNN/` with whole fp32 tensors by parameter name (masters, moments, average, curvature), the
+counters as JSON, and `COMPLETE`, written last, which holds the sha256 of every file. Rank 0 writes; every rank takes part
+in gathering one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from roadwork.engine import Engine
+from roadwork.errors import UserError
+from roadwork.training.ema import Average
+from roadwork.training.masters import Masters
+
+log = logging.getLogger(__name__)
+MARKER = "COMPLETE"
+SCALAR_STATE = "step"
+
+
+class Checkpointer:
+    """Saves, finds, loads and retires the checkpoints of one run folder.
+
+    Args:
+        engine: the running engine.
+        folder: `RUN/checkpoints`.
+        keep_last: complete checkpoints that are kept.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, keep_last: int) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.keep_last = keep_last
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, masters: Masters, average: Average | None, counters: dict[str, Any]) -> None:
+        """Gather now, write in the background. Collective. A failed earlier write is raised here, on rank 0."""
+        tensors = gather_training_state(masters, average)
+        self.wait()
+        if not self.engine.is_main:
+            return
+        counters = {**counters, "step": step}
+        self._pending = self._writer.submit(self._write, step, tensors, counters)
+
+    def wait(self) -> None:
+        """Block until the checkpoint in flight is COMPLETE; re-raise what its write raised."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            try:
+                pending.result()
+            except OSError as error:
+                log.error("checkpoint not written: %s; the ones before are intact", error)
+
+    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".writing-{final.name}-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            for name, part in tensors.items():
+                save_file(part, temporary / f"{name}.safetensors")
+            (temporary / "counters.json").write_text(json.dumps(counters, indent=1))
+            marker = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            for path in temporary.iterdir():
+                _fsync(path)
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            write_atomic(final / MARKER, json.dumps(marker, indent=1))
+            _fsync(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._retire()
+
+    def _retire(self) -> None:
+        complete = complete_checkpoints(self.folder)
+        for path in complete[: -self.keep_last]:
+            (path / MARKER).unlink(missing_ok=True)  # first, so that a kill here leaves an absent one, not a torn one
+            shutil.rmtree(path, ignore_errors=True)
+
+    def newest(self) -> Path | None:
+        """The newest undamaged checkpoint, agreed on by all ranks; a damaged one is named and passed over."""
+        found: Path | None = None
+        if self.engine.is_main:
+            for path in reversed(complete_checkpoints(self.folder)):
+                fault = damage(path)
+                if fault is None:
+                    found = path
+                    break
+                log.warning("checkpoint %s is damaged (%s): the one before is used", path.name, fault)
+        return self.engine.broadcast_object(found)
+
+    def clean(self) -> None:
+        """Remove what a killed run left half-written. Rank 0, after the run folder is locked."""
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            if path.name.startswith(".writing-") or (path.name.startswith("step-") and not (path / MARKER).is_file()):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def gather_training_state(masters: Masters, average: Average | None) -> dict[str, dict[str, Tensor]]:
+    """Whole tensors on rank 0's CPU by file and parameter name; empty elsewhere. Collective."""
+    states = masters.states()
+    keys = sorted({key for state in states for key in state if key != SCALAR_STATE})
+    keys = sorted({key for part in masters.engine.gather_object(keys) for key in [part]})
+    sources: dict[str, list[Tensor]] = {"master": masters.flats()}
+    for key in keys:
+        sources[key] = [state[key] for state in states]
+    if average is not None:
+        sources["average"] = average.flats
+    made: dict[str, dict[str, Tensor]] = {}
+    for file, flats in sources.items():
+        made[file] = {}
+        for name in masters.parameters:
+            whole = masters.gather(name, flats)
+            if masters.engine.is_main:
+                made[file][name] = whole.detach().to("cpu", copy=True).contiguous()
+    if states and SCALAR_STATE in states[0]:
+        made["scalars"] = {SCALAR_STATE: torch.as_tensor(states[0][SCALAR_STATE], dtype=torch.float32).cpu().reshape(1)}
+    return made if masters.engine.is_main else {}
+
+
+def load_training_state(path: Path, masters: Masters, average: Average | None) -> dict[str, Any]:
+    """Set masters, optimizer state and average from a checkpoint of any world size; returns the counters.
+
+    Raises:
+        UserError: the checkpoint is of another architecture.
+    """
+    counters = json.loads((path / "counters.json").read_text())
+    flats = masters.flats()
+    _scatter_file(path / "master.safetensors", masters, flats)
+    keys = [f.stem for f in path.glob("*.safetensors") if f.stem not in ("master", "average", "scalars")]
+    if keys:
+        step = _read_scalars(path)
+        for flat in flats:
+            state = masters.optimizer.state[flat]
+            # Fused kernels want the counter on the device of the parameter, the others on the CPU.
+            device = flat.device if masters.groups()[0].get("fused") else torch.device("cpu")
+            state[SCALAR_STATE] = torch.full((), step, dtype=torch.float32, device=device)
+            for key in keys:
+                state[key] = torch.zeros_like(flat)
+        for key in keys:
+            _scatter_file(path / f"{key}.safetensors", masters, [masters.optimizer.state[flat][key] for flat in flats])
+    if average is not None and (path / "average.safetensors").is_file():
+        _scatter_file(path / "average.safetensors", masters, average.flats)
+        average.updates = int(counters.get("average_updates", 0))
+    masters.publish()
+    return counters
+
+
+def _scatter_file(path: Path, masters: Masters, flats: list[Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+        differing = sorted(stored ^ set(masters.parameters))
+        if differing:
+            raise UserError(
+                f"{path.parent} is of another model: {len(differing)} parameters differ, such as {differing[0]}; "
+                "give the options that it was trained with, or another --run.dir"
+            )
+        for name in masters.parameters:
+            whole = file.get_tensor(name)
+            if whole.shape != masters.parameters[name].shape:
+                raise UserError(
+                    f"{path.parent} is of another model: {name} is {tuple(whole.shape)} there and "
+                    f"{tuple(masters.parameters[name].shape)} here; give the options that it was trained with"
+                )
+            masters.scatter(name, flats, whole)
+
+
+def _read_scalars(path: Path) -> float:
+    with safe_open(path / "scalars.safetensors", framework="pt") as file:
+        return float(file.get_tensor(SCALAR_STATE)[0])
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.glob("step-*") if (path / MARKER).is_file())
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a complete checkpoint, or None."""
+    try:
+        marker = json.loads((path / MARKER).read_text())
+    except ValueError:
+        return f"{MARKER} is not readable"
+    for name, digest in marker.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _sha256(path / name) != digest:
+            return f"{name} does not have its sha256"
+    return None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""The Gauss-Newton-Bartlett curvature estimate for Sophia, by a backward pass beside the real ones.
+
+Liu et al. 2023 (arXiv 2305.14342), algorithm 2: labels are SAMPLED from the model's own predictions, and the squared mean
+gradient times the batch size estimates the diagonal of the Gauss-Newton matrix. Every head takes part with its loss weight:
+a head left out would have no curvature in the trunk that it trains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from roadwork.config import LossConfig
+from roadwork.engine import Engine
+from roadwork.training.masters import Masters
+from roadwork.training.optimizers import Sophia
+
+
+def sampled_loss(outputs: Any, weights: LossConfig, photo: Tensor) -> Tensor:
+    """Negative log-likelihood of labels drawn from each head's own prediction, by loss weight; mean over photos.
+
+    Args:
+        outputs: the detector's outputs.
+        weights: weight of each head.
+        photo: [B] weight of each photo, 0 where it is not there.
+    """
+    share = photo / photo.sum().clamp_min(1)
+    views = outputs.view_mask.float()
+    per_view = _drawn(outputs.view_logits)
+    terms = weights.focal * _drawn(outputs.logits)
+    terms = terms + weights.weather * _drawn(outputs.weather_logits)
+    terms = terms + weights.consistency * (per_view * views).sum(1) / views.sum(1).clamp_min(1)
+    if outputs.seg_logits is not None:
+        logits = outputs.seg_logits.float()
+        drawn = torch.bernoulli(logits.detach().sigmoid())
+        pixels = F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").flatten(2).mean(2)
+        terms = terms + weights.segmentation * (pixels * views).sum(1) / views.sum(1).clamp_min(1)
+    return (terms * share).sum()
+
+
+def _drawn(logits: Tensor) -> Tensor:
+    """Cross entropy [...] of classes drawn from softmax(logits [..., C])."""
+    flat = logits.float().flatten(0, -2)
+    drawn = torch.multinomial(flat.detach().softmax(-1), 1).squeeze(1)
+    return F.cross_entropy(flat, drawn, reduction="none").view(logits.shape[:-1])
+
+
+def update_curvature(engine: Engine, masters: Masters, loss: Tensor, photos: int) -> bool:
+    """Backward of a sampled loss into Sophia's curvature only. Collective.
+
+    To be called between optimizer steps: ZeRO's accumulators are then empty, and are empty again afterwards. A gradient
+    that is not finite on any rank changes nothing.
+
+    Args:
+        loss: mean over this rank's photos.
+        photos: photos over all ranks.
+
+    Returns:
+        whether the curvature was updated.
+    """
+    optimizer = masters.optimizer
+    if not isinstance(optimizer, Sophia):
+        raise ValueError(f"curvature is for sophia; the optimizer is {type(optimizer).__name__}")
+    gradients = _zero_gradients(engine, masters, loss) if engine.sharded else _plain_gradients(engine, masters, loss)
+    finite = torch.stack([torch.isfinite(g).all() for g in gradients]).all().to(torch.float32)
+    engine.all_reduce(finite, dist.ReduceOp.MIN)
+    if not finite:
+        return False
+    for flat, gradient in zip(masters.flats(), gradients, strict=True):
+        optimizer.update_curvature(flat, gradient, photos)
+    return True
+
+
+def _plain_gradients(engine: Engine, masters: Masters, loss: Tensor) -> list[Tensor]:
+    parameters = list(masters.parameters.values())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return [engine.all_reduce(g).div_(engine.world_size) for g in whole]
+
+
+def _zero_gradients(engine: Engine, masters: Masters, loss: Tensor) -> list[Tensor]:
+    """The averaged, unclipped partition of the gradient; the engine's counters and its boundary stay as they were."""
+    ds = engine.accelerator.deepspeed_engine_wrapped.engine
+    zero = ds.optimizer
+    boundary = ds._is_gradient_accumulation_boundary
+    ds.set_gradient_accumulation_boundary(True)
+    ds.backward(loss, scale_wrt_gas=False)
+    flats = masters.flats()
+    gradients = []
+    for index, flat in enumerate(flats):
+        partition = zero.averaged_gradients[index]
+        if hasattr(partition, "flat_partition"):
+            owned = partition.flat_partition
+        else:
+            owned = torch.cat([piece.reshape(-1) for piece in partition])
+        gradients.append(owned[: flat.numel()].detach().float().clone())
+        if gradients[-1].numel() < flat.numel():  # the last rank's partition is padded
+            gradients[-1] = F.pad(gradients[-1], (0, flat.numel() - gradients[-1].numel()))
+        zero.averaged_gradients[index] = None
+        zero.all_grad_tensors[index] = None
+    if hasattr(zero, "_release_preflattened_grad_buffers"):
+        zero._release_preflattened_grad_buffers()
+    zero.zero_grad()
+    zero.micro_step_id = -1
+    ds._is_gradient_accumulation_boundary = boundary
+    return gradients

@@ -1,0 +1,166 @@
+"""What keeps a run alive and alone: stop signals, the run folder's lock, heartbeats and a watchdog for hung ranks."""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from roadwork.engine import Engine
+from roadwork.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequest:
+    """Remembers SIGTERM, SIGUSR2 and SIGINT; the loop asks at each step boundary, so that all ranks stop at the same one."""
+
+    def __init__(self) -> None:
+        self.received: int = 0
+
+    def install(self) -> StopRequest:
+        """Handle the signals in this process. A handler only sets a flag: saving inside one could tear anything."""
+        for number in SIGNALS:
+            signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+
+class RunLock:
+    """Exclusive use of a run folder by one job; the kernel frees it when the holder dies, however it dies.
+
+    Args:
+        folder: the run folder.
+        wait_s: how long to wait for a dying holder.
+    """
+
+    def __init__(self, folder: Path, wait_s: float = 30.0) -> None:
+        self.path = folder / "lock"
+        self.wait_s = wait_s
+        self._file: Any = None
+
+    def acquire(self) -> None:
+        """Take the lock. Raises UserError that names the holder's host and pid."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "a+")
+        deadline = time.monotonic() + self.wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another job"
+                    file.close()
+                    raise UserError(
+                        f"{self.path.parent} is in use by {holder}; stop that job or give another --run.dir"
+                    ) from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()} pid {os.getpid()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def lock_run(engine: Engine, folder: Path) -> RunLock:
+    """Rank 0 takes the lock; every rank raises the same UserError where it cannot be had. Collective."""
+    lock = RunLock(folder)
+    fault = None
+    if engine.is_main:
+        try:
+            lock.acquire()
+        except UserError as error:
+            fault = str(error)
+    fault = engine.broadcast_object(fault)
+    if fault:
+        raise UserError(fault)
+    return lock
+
+
+class Heartbeat:
+    """Writes what this rank does, and ends the process when it stays in one phase for too long.
+
+    The file `RUN/ranks/rank-NNNN.json` names host, pid, step, phase and time, so that a person or a batch script can see
+    which rank hangs where, and whom to signal.
+
+    Args:
+        folder: the run folder.
+        rank: this process.
+        timeout_s: silence that counts as hung; all threads' stacks are then written to `RUN/ranks/rank-NNNN.stacks`.
+    """
+
+    def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
+        self.path = folder / "ranks" / f"rank-{rank:04d}.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rank = rank
+        self.timeout_s = timeout_s
+        self._state: dict[str, Any] = {"step": -1, "phase": "start"}
+        self._beat = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._write()
+        self._thread.start()
+
+    def beat(self, step: int, phase: str) -> None:
+        """Say that this rank is alive."""
+        self._state = {"step": step, "phase": phase}
+        self._beat = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(1.0):
+            self._write()
+            if time.monotonic() - self._beat > self.timeout_s:
+                self._give_up()
+
+    def _write(self) -> None:
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "rank": self.rank,
+            **self._state,
+            "silent_s": round(time.monotonic() - self._beat, 1),
+            "time": time.time(),
+        }
+        try:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(record))
+            temporary.replace(self.path)
+        except OSError:
+            return  # a full disk must not end the run from here
+
+    def _give_up(self) -> None:
+        state = self._state
+        line = (
+            f"rank {self.rank} ({socket.gethostname()}, pid {os.getpid()}) hangs in {state['phase']} of step "
+            f"{state['step']} for {self.timeout_s:.0f} s: it stops, so that the job can be started again\n"
+        )
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        with open(self.path.with_suffix(".stacks"), "w") as file:
+            file.write(line)
+            faulthandler.dump_traceback(file, all_threads=True)
+        os._exit(75)
+
+    def close(self) -> None:
+        """Stop watching; the file stays as the last word."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self._write()

@@ -1,0 +1,375 @@
+"""The training loop: order -> loader -> augmentation -> detector -> losses -> ZeRO-2 step -> average -> validation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roadwork import config as options
+from roadwork.config import Config
+from roadwork.data.augment import Augment
+from roadwork.data.loader import Batch
+from roadwork.engine import Engine
+from roadwork.errors import UserError
+from roadwork.losses import Counts, Targets, TotalLoss
+from roadwork.monitoring.board import Board
+from roadwork.monitoring.progress import Progress
+from roadwork.monitoring.runlog import RunLog
+from roadwork.training.checkpoint import Checkpointer, load_training_state
+from roadwork.training.curvature import sampled_loss, update_curvature
+from roadwork.training.ema import Average
+from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
+from roadwork.training.masters import Masters
+from roadwork.training.parts import Data, Made, save_model
+from roadwork.training.schedule import cosine_with_warmup
+from roadwork.training.validation import Scores, validate
+
+log = logging.getLogger(__name__)
+TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "balance")
+
+
+@dataclass
+class Counters:
+    """What a checkpoint remembers besides tensors."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples_seen: int = 0
+    """Photos that went through the loss."""
+    best_mcc: float = -2.0
+    best_loss: float = math.inf
+    best_step: int = -1
+    stale_validations: int = 0
+    """Validations since the best one."""
+    average_updates: int = 0
+    nonfinite_steps: int = 0
+    skipped: list[list[str]] = field(default_factory=list)
+    """[id, reason] of photos that did not decode."""
+    finished: bool = False
+    """The run reached its end or stopped early: a relaunch has nothing to train."""
+    global_batch: int = 0
+    seed: int = 0
+    samples: int = 0
+
+
+class Trainer:
+    """One run on one process; every rank runs the same steps.
+
+    Args:
+        config: the run's options.
+        engine: the running engine, made with `trains=True`.
+        data: splits and order.
+        made: detector and optimizer, not yet prepared.
+        subfolder: for a trial beside the run (the learning-rate finder): where its events go; nothing is resumed or saved.
+    """
+
+    def __init__(self, config: Config, engine: Engine, data: Data, made: Made, subfolder: str = "") -> None:
+        self.config, self.engine, self.data = config, engine, data
+        self.folder = Path(config.run.dir)
+        self.stop = StopRequest().install()
+        self.lock = lock_run(engine, self.folder)
+        self.fixed_rate: float | None = None
+        if engine.is_main and not subfolder:
+            options.save(config, self.folder / "config.yaml")
+        self.steps_total = data.steps
+        self.micro_steps = options.accumulation(config, engine.world_size)
+        self.heart = Heartbeat(self.folder, engine.rank, config.engine.timeout_s)
+        self._build(made)
+        self.counters = Counters() if subfolder else self._resume()
+        events = self.folder / "tensorboard" / subfolder
+        self.board = Board.open(config, events, engine.is_main, self.counters.step or None)
+        self.run_log = RunLog(self.folder / "metrics.jsonl") if engine.is_main and not subfolder else None
+
+    def _build(self, made: Made) -> None:
+        config, engine = self.config, self.engine
+        self.model, optimizer, self.constants, whole = made
+        self.model.to(engine.device)
+        self.wrapped, self.optimizer = engine.prepare(self.model, optimizer)
+        self.masters = Masters(engine, self.wrapped, self.optimizer)
+        self.masters.load(whole)
+        self.average = Average(self.masters, config.training.ema_decay) if config.training.ema_decay else None
+        self.loss = TotalLoss(config.loss)
+        self.augment = Augment(config.augment)
+        self.counts = self.data.counts(self.micro_steps * engine.world_size)
+        self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", config.checkpoint.keep_last)
+
+    def _resume(self) -> Counters:
+        if self.engine.is_main:
+            self.checkpoints.clean()
+        self.engine.barrier()
+        config = self.config
+        fresh = Counters(global_batch=config.training.global_batch, seed=config.seed, samples=len(self.data.train))
+        path = self.checkpoints.newest()
+        if path is None:
+            return fresh
+        stored = load_training_state(path, self.masters, self.average)
+        counters = Counters(**{k: v for k, v in stored.items() if k in Counters.__dataclass_fields__})
+        for name in ("global_batch", "seed", "samples"):
+            if getattr(counters, name) != getattr(fresh, name):
+                raise UserError(
+                    f"{path} was trained with {name} {getattr(counters, name)}, this launch has {getattr(fresh, name)}; "
+                    "the order of samples depends on it: give the same, or another --run.dir"
+                )
+        log.info("resumed from %s", path)
+        return counters
+
+    def run(self) -> Counters:
+        """Train to the end, an early stop or a stop signal; returns the counters. Collective."""
+        counters = self.counters
+        progress = Progress(
+            "pretrain", self.steps_total, counters.step, enabled=self.engine.is_main and self.config.monitoring.console
+        )
+        loader = None if counters.finished else self.data.train_loader(self.engine, self.config, counters.step)
+        try:
+            stopped = bool(loader) and self._steps(loader, iter(loader or ()), progress)
+            if not stopped and not counters.finished:
+                self._finish()
+        finally:
+            if loader is not None:
+                loader.close()
+            progress.close()
+            self.close()
+        return counters
+
+    def _steps(self, loader: Any, batches: Iterator[Batch], progress: Progress) -> bool:
+        """The loop. True where a signal ended it; a checkpoint of the last step is then complete."""
+        counters, training = self.counters, self.config.training
+        for step in range(counters.step, self.steps_total):
+            record, stop = self.optimizer_step(step, batches)
+            counters.step = step + 1
+            if self.run_log is not None:
+                self.run_log.append(record)
+                self.board.record(record)
+            figures = {"loss": record["loss"], **({"mcc": counters.best_mcc} if counters.best_step >= 0 else {})}
+            progress.update(step + 1, training.global_batch, figures)
+            self._guard(record)
+            if stop:
+                self._save()
+                self.checkpoints.wait()
+                log.warning("signal %s: checkpoint of step %d is complete", self.stop.received or "on a peer", step + 1)
+                return True
+            if (step + 1) % self.data.validate_every == 0 and step + 1 < self.steps_total:
+                self._validate()
+                if training.patience and counters.stale_validations >= training.patience:
+                    log.info("no better MCC in %d validations: stopped early at step %d", training.patience, step + 1)
+                    return False
+            every = self.config.checkpoint.every_steps
+            if every and (step + 1) % every == 0:
+                self._save()
+        return False
+
+    def optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], bool]:
+        """All micro-batches of one optimizer step; returns its line for metrics.jsonl and whether to stop."""
+        began, engine = time.perf_counter(), self.engine
+        rate = self._set_learning_rate(step)
+        # Dropout is keyed by step and rank: there is no generator state to save, and a resumed run draws the same.
+        torch.manual_seed(hash((self.config.seed, step, engine.rank)) & 0x7FFFFFFF)
+        counts = self.counts.of(step)
+        sums = torch.zeros(len(TERMS), dtype=torch.float64, device=engine.device)
+        waited, seen, skipped = 0.0, 0, 0
+        for micro in range(self.micro_steps):
+            self.heart.beat(step, "waiting for data")
+            batch = next(batches)
+            waited += batch.wait_s
+            seen += int((batch.weight > 0).sum())
+            skipped += len(batch.skipped)
+            self.counters.skipped += [list(item) for item in batch.skipped]
+            self.heart.beat(step, "forward and backward")
+            sums += self._micro_step(step, micro, batch, counts)
+        self.heart.beat(step, "reducing the log")
+        return self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, skipped))
+
+    def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
+        engine = self.engine
+        there = batch.view_mask  # stays on the host: the model skips padded views by it without a synchronisation
+        batch = batch.to(engine.device)
+        views, masks = self.augment(
+            batch.views.float() / 255, batch.position, batch.epoch, self.config.seed, batch.masks, batch.view_mask
+        )
+        targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, counts)
+        last = micro == self.micro_steps - 1
+        with engine.accelerator.accumulate(self.wrapped):
+            outputs = self.wrapped(views, there, batch.metadata, batch.boxes)
+            loss, terms = self.loss(outputs, targets, self._ramp(step))
+            # The engine averages over processes and micro-batches; the loss is already a share of the whole step's sum.
+            engine.accelerator.backward(loss * (engine.world_size * self.micro_steps))
+            if last:
+                self._apply()
+        if last:
+            self._show(step, views, batch, masks, outputs)
+            if self.config.optimizer.name == "sophia" and step % self.config.optimizer.hessian_every == 0:
+                self._curvature(views, batch)
+        return torch.stack([terms[name].double() if name in terms else loss.new_zeros(()).double() for name in TERMS])
+
+    def _apply(self) -> None:
+        """The optimizer step itself (ZeRO made it inside `backward`), then the average."""
+        if not self.engine.sharded:
+            self.plain_norm = self.engine.accelerator.clip_grad_norm_(
+                self.wrapped.parameters(), self.config.training.grad_clip or math.inf
+            )
+            self.plain_skipped = not bool(torch.isfinite(self.plain_norm))
+            if not self.plain_skipped:
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.average is not None and not self._skipped():
+            self.average.update()
+            self.counters.average_updates = self.average.updates
+
+    def _curvature(self, views: Tensor, batch: Batch) -> None:
+        outputs = self.wrapped(views, batch.view_mask, batch.metadata, batch.boxes)
+        loss = sampled_loss(outputs, self.config.loss, batch.weight)
+        update_curvature(self.engine, self.masters, loss, len(batch.weight) * self.engine.world_size)
+
+    def _skipped(self) -> bool:
+        return self.masters.skipped if self.engine.sharded else self.plain_skipped
+
+    def _set_learning_rate(self, step: int) -> float:
+        training = self.config.training
+        factor = cosine_with_warmup(step, self.steps_total, training.warmup_steps, training.min_lr_ratio)
+        rate = training.learning_rate * factor if self.fixed_rate is None else self.fixed_rate
+        for group in self.masters.groups():
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+    def _ramp(self, step: int) -> float:
+        steps = self.config.loss.consistency_ramp_steps
+        return min(1.0, (step + 1) / steps) if steps else 1.0
+
+    def _record(
+        self, step: int, rate: float, sums: Tensor, mine: tuple[float, float, int, int]
+    ) -> tuple[dict[str, Any], bool]:
+        """One reduction per step carries the losses, the waits of every rank, the counts and the stop request."""
+        engine = self.engine
+        waited, spent, seen, skipped = mine
+        per_rank = torch.zeros(engine.world_size, 2, dtype=torch.float64, device=engine.device)
+        per_rank[engine.rank] = torch.tensor([waited, spent], dtype=torch.float64)
+        small = torch.tensor([seen, skipped, bool(self.stop.received)], dtype=torch.float64, device=engine.device)
+        reduced = engine.all_reduce(torch.cat([sums, small, per_rank.flatten()])).cpu()
+        terms = dict(zip(TERMS, reduced[: len(TERMS)].tolist(), strict=True))
+        total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 3].tolist()
+        waits, times = reduced[len(TERMS) + 3 :].view(-1, 2).T.tolist()
+        self.counters.samples_seen += int(total_seen)
+        norm = self.masters.gradient_norm() if engine.sharded else self.plain_norm
+        position = (step + 1) * self.config.training.global_batch
+        record = {
+            "step": step + 1,
+            "epoch": position / len(self.data.train),
+            "position": position,
+            "samples_seen": self.counters.samples_seen,
+            **terms,
+            "lr": rate,
+            "grad_norm": float(norm) if norm is not None else None,
+            "images_per_s": total_seen / max(max(times), 1e-9),
+            "data_wait_s": max(waits),
+            "step_s": max(times),
+            "slowest_rank": int(np.argmax(times)),
+            "skipped_samples": total_skipped,
+            "nonfinite": int(self._skipped()),
+        }
+        return record, stop > 0
+
+    def _guard(self, record: dict[str, Any]) -> None:
+        """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run."""
+        if not record["nonfinite"]:
+            self.counters.nonfinite_steps = 0
+            return
+        self.counters.nonfinite_steps += 1
+        rows = self.counts.samples(record["step"] - 1)
+        names = ", ".join(str(self.data.train.id[row]) for row in rows[:8])
+        log.warning("step %d skipped: a gradient is not finite; the batch holds %s", record["step"], names)
+        if self.counters.nonfinite_steps >= self.config.training.max_nonfinite_steps:
+            self.checkpoints.wait()
+            raise UserError(
+                f"{self.counters.nonfinite_steps} steps in a row had NaN or infinite gradients, the last at step "
+                f"{record['step']} (photos {names}); the weights are from before: lower training.learning_rate"
+            )
+
+    def _show(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
+        every = self.config.training.image_every_steps
+        if not self.engine.is_main or not every or step % every:
+            return
+        valid = batch.view_mask[0].cpu()
+        first_masks = masks[0].cpu()[valid] if masks is not None else None
+        self.board.images("augmented/views", step + 1, views[0].float().cpu()[valid])
+        if first_masks is not None:
+            self.board.images("augmented/masks", step + 1, views[0].float().cpu()[valid], first_masks)
+        if outputs.seg_logits is not None:
+            kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
+            guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
+            self.board.images("predicted/masks", step + 1, views[0].float().cpu()[kept], guess.float())
+        self.board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
+        self.board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
+
+    def _validate(self) -> Scores:
+        """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective."""
+        counters, step = self.counters, self.counters.step
+        self.heart.beat(step, "validation")
+        whole = self.average.whole() if self.average is not None else None
+        with self.masters.showing(whole):
+            loader = self.data.val_loader(self.engine, self.config)
+            scores = validate(self.engine, self.model, self.data.val, loader)
+        better = (scores.mcc, -scores.loss) > (counters.best_mcc, -counters.best_loss)
+        if better:
+            counters.best_mcc, counters.best_loss, counters.best_step = scores.mcc, scores.loss, step
+            counters.stale_validations = 0
+            self._save_best(whole)
+        else:
+            counters.stale_validations += 1
+        if self.engine.is_main:
+            self._show_validation(scores)
+        return scores
+
+    def _save_best(self, whole: dict[str, Tensor] | None) -> None:
+        tensors = whole or {name: self.masters.gather(name, self.masters.flats()) for name in self.masters.parameters}
+        if self.engine.is_main:
+            save_model(self.folder / "best", self.model, {**self.constants, **tensors})
+
+    def _show_validation(self, scores: Scores) -> None:
+        from roadwork.evaluation import plots
+
+        step = self.counters.step
+        figures = {"val/mcc": scores.mcc, "val/loss": scores.loss}
+        figures.update({"val/mcc_low": scores.interval[0], "val/mcc_high": scores.interval[1]})
+        self.board.scalars(step, figures)
+        self.board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
+        self.board.figures(
+            step,
+            {
+                "val/confusion": plots.confusion_figure(scores.label, scores.probability),
+                "val/reliability": plots.reliability_figure(scores.label, scores.probability),
+            },
+        )
+        log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, *scores.interval)
+
+    def _finish(self) -> None:
+        scores = self._validate()
+        self.counters.finished = True
+        self._save()
+        self.checkpoints.wait()
+        if self.average is not None:
+            self.board.scalars(self.counters.step, {"train/ema_distance": self.average.distance()})
+        self.board.hparams(self.config, {"val/mcc": max(scores.mcc, self.counters.best_mcc)})
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        self.heart.beat(self.counters.step, "checkpoint")
+        self.board.flush()
+        self.checkpoints.save(self.counters.step, self.masters, self.average, asdict(self.counters))
+        self.board.scalars(self.counters.step, {"perf/checkpoint_stall_s": time.perf_counter() - began})
+
+    def close(self) -> None:
+        self.checkpoints.wait()
+        self.heart.close()
+        self.board.close()
+        if self.run_log is not None:
+            self.run_log.close()
+        self.lock.release()

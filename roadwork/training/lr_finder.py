@@ -1,0 +1,143 @@
+"""The learning-rate range test (Smith 2015, arXiv 1506.01186) on the run's own engine, optimizer and data."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roadwork.config import Config, LrFinderConfig, accumulation
+from roadwork.engine import Engine, launched_rank, launched_world_size
+from roadwork.monitoring.console import quiet_libraries
+from roadwork.training.checkpoint import write_atomic
+from roadwork.training.loop import Trainer
+from roadwork.training.masters import Masters
+from roadwork.training.parts import build_data, build_model
+from roadwork.training.pretrain import prepare_folder
+
+
+@dataclass
+class RangeTest:
+    """Learning rates and smoothed losses of a range test.
+
+    Args:
+        options: range, number of steps, smoothing, divergence factor.
+    """
+
+    options: LrFinderConfig
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    _mean: float = 0.0
+
+    def rate(self, step: int) -> float:
+        """Exponentially spaced learning rate of step 0 .. steps - 1."""
+        share = step / max(1, self.options.steps - 1)
+        return self.options.start * (self.options.end / self.options.start) ** share
+
+    def add(self, rate: float, loss: float) -> bool:
+        """Take a step's loss in (bias-corrected exponential mean); True where it has diverged."""
+        if not math.isfinite(loss):
+            return True
+        beta = self.options.smoothing
+        self._mean = beta * self._mean + (1 - beta) * loss
+        smooth = self._mean / (1 - beta ** (len(self.losses) + 1))
+        self.rates.append(rate)
+        self.losses.append(smooth)
+        return smooth > self.options.divergence * max(min(self.losses), 1e-12)
+
+    def suggestion(self) -> float | None:
+        """Rate of the steepest descent per decade before the minimum; None where the loss never fell."""
+        if len(self.losses) < 3:
+            return None
+        lowest = min(range(len(self.losses)), key=self.losses.__getitem__)
+        slopes = [
+            (self.losses[i + 1] - self.losses[i - 1]) / math.log10(self.rates[i + 1] / self.rates[i - 1])
+            for i in range(1, max(2, lowest))
+            if i + 1 < len(self.losses)
+        ]
+        if not slopes or min(slopes) >= 0:
+            return None
+        return self.rates[1 + min(range(len(slopes)), key=slopes.__getitem__)]
+
+
+def find_learning_rate(config: Config) -> RangeTest:
+    """Run the range test; writes `lr_finder.json`, `lr_finder.png` and TensorBoard's `lr_finder/loss`. Collective.
+
+    The engine, the optimizer, the order, the augmentation and the losses are those of pre-training; nothing of the run is
+    changed: weights and optimizer state are put back bit for bit, and no checkpoint is written.
+    """
+    accumulation(config, launched_world_size())
+    data = build_data(config)
+    made = build_model(config, data.view_size)
+    folder = prepare_folder(config)
+    quiet_libraries(folder / "logs" / f"find_lr-rank-{launched_rank():04d}.log")
+    engine = Engine.start(config, "find_lr", trains=True)
+    trainer = Trainer(config, engine, data, made, subfolder="lr_finder")
+    saved = snapshot(trainer.masters)
+    test = RangeTest(config.lr_finder)
+    loader = data.train_loader(engine, config, 0)
+    try:
+        batches = iter(loader)
+        for step in range(min(config.lr_finder.steps, data.steps)):
+            rate = test.rate(step)
+            trainer.fixed_rate = rate
+            record, stop = trainer.optimizer_step(step, batches)
+            if test.add(rate, record["loss"]) or stop:
+                break
+    finally:
+        loader.close()
+    restore(trainer.masters, saved)
+    if engine.is_main:
+        _report(folder, test, trainer)
+    trainer.close()
+    engine.close()
+    return test
+
+
+def snapshot(masters: Masters) -> dict[str, Any]:
+    """This rank's masters and optimizer state, copied."""
+    return {
+        "flats": [flat.detach().clone() for flat in masters.flats()],
+        "states": [{k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in masters.states()],
+    }
+
+
+@torch.no_grad()
+def restore(masters: Masters, saved: dict[str, Any]) -> None:
+    """Put a snapshot back, bit for bit. Collective."""
+    for flat, kept, state in zip(masters.flats(), saved["flats"], saved["states"], strict=True):
+        flat.copy_(kept)
+        masters.optimizer.state[flat] = dict(state)
+    masters.publish()
+
+
+def _report(folder: Path, test: RangeTest, trainer: Trainer) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    suggestion = test.suggestion()
+    write_atomic(
+        folder / "lr_finder.json",
+        json.dumps({"suggestion": suggestion, "rates": test.rates, "losses": test.losses}, indent=1),
+    )
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    axes.semilogx(test.rates, test.losses)
+    if suggestion is not None:
+        axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggestion {suggestion:.1e}")
+        axes.legend()
+    axes.set(xlabel="learning rate", ylabel="loss, smoothed", title="learning-rate range test")
+    figure.savefig(folder / "lr_finder.png", dpi=120, bbox_inches="tight")
+    for index, loss in enumerate(test.losses):
+        trainer.board.scalars(index, {"lr_finder/loss": loss, "lr_finder/lr": test.rates[index]})
+    trainer.board.figures(0, {"lr_finder/curve": figure})
+    pyplot.close(figure)
+    said = f"suggested learning rate: {suggestion:.2e}" if suggestion else "the loss never fell: no suggestion"
+    sys.stdout.write(f"{said}\ncurve: {folder / 'lr_finder.png'}\n")

@@ -1,0 +1,87 @@
+"""The pre-training stage: everything that can be refused is refused before a process group starts."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from roadwork.config import Config, accumulation
+from roadwork.engine import Engine, launched_rank, launched_world_size
+from roadwork.errors import UserError
+from roadwork.monitoring.console import quiet_libraries
+from roadwork.training.loop import Counters, Trainer
+from roadwork.training.parts import build_data, build_model
+
+log = logging.getLogger(__name__)
+GIB = 2**30
+
+
+def pretrain(config: Config) -> Counters:
+    """Train, or continue, the run in `config.run.dir`. Collective.
+
+    Raises:
+        UserError: options, shards or a run folder that cannot work.
+    """
+    accumulation(config, launched_world_size())
+    data = build_data(config)
+    made = build_model(config, data.view_size)
+    folder = prepare_folder(config)
+    quiet_libraries(folder / "logs" / f"pretrain-rank-{launched_rank():04d}.log")
+    engine = Engine.start(config, "pretrain", trains=True)
+    trainer = Trainer(config, engine, data, made)
+    counters = trainer.run()
+    if engine.is_main:
+        ended = "finished" if counters.finished else "stopped; launch again to continue"
+        best = f"best validation MCC {counters.best_mcc:.3f} at step {counters.best_step}" if counters.best_step >= 0 else ""
+        _say(f"pretrain {ended} at step {counters.step} of {data.steps}. {best}", f"run folder: {folder}")
+        if counters.skipped:
+            _say(f"{len(counters.skipped)} photos could not be read: {folder}/skipped.jsonl names them")
+    engine.close()
+    return counters
+
+
+def prepare_folder(config: Config) -> Path:
+    """Make the run folder. Raises UserError where it cannot be written."""
+    folder = Path(config.run.dir)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir {folder} cannot be written: {error.strerror}; give another --run.dir") from None
+    return folder
+
+
+def describe(config: Config) -> None:
+    """What a run would do, without training: parameters, memory per process, steps, shards, disk."""
+    processes = launched_world_size()
+    steps = accumulation(config, processes)
+    data = build_data(config)
+    model, _, constants, trainable = build_model(config, data.view_size)
+    if launched_rank():
+        return
+    trained = sum(t.numel() for t in trainable.values())
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    # bf16 weights and fp32 accumulated gradients whole or per shard; masters, two moments and the average in fp32, sharded.
+    memory = 2 * (trained + frozen) + 4 * trained + (4 * 4 * trained) / processes
+    folder = Path(config.run.dir)
+    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    needed = (config.checkpoint.keep_last + 1) * 16 * trained + 8 * (trained + frozen)
+    _say(
+        f"backbone {model.config.backbone}, weights: {model.weights_origin}",
+        f"parameters: {trained:,} trained, {frozen:,} frozen",
+        f"processes: {processes}; photos per step: {config.training.global_batch} = {processes} x {steps} micro-batches "
+        f"x {config.training.micro_batch}",
+        f"steps: {data.steps} over {len(data.train)} training photos; validation on {len(data.val)} every "
+        f"{data.validate_every}",
+        f"model and optimizer memory per process: {memory / GIB:.2f} GiB, activations not counted",
+        f"disk: {needed / GIB:.2f} GiB for checkpoints and models, {free / GIB:.1f} GiB free at {parent}",
+    )
+    if needed > free:
+        raise UserError(f"{parent} has {free / GIB:.1f} GiB free, {needed / GIB:.1f} GiB are needed; give another --run.dir")
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("\n".join(line for line in lines if line) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,76 @@
+"""Predictions of a split over all ranks, each photo once, and the metric that selects the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from roadwork.data.index import ShardIndex
+from roadwork.data.loader import EvalLoader
+from roadwork.engine import Engine
+from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
+
+
+@dataclass
+class Scores:
+    """A split's predictions in the order of the index.
+
+    Attributes:
+        sample: [n] rows of the index.
+        probability: [n] P(roadwork).
+        label: [n] 0 or 1.
+        loss: mean cross entropy.
+        mcc: at threshold 0.5.
+        interval: 95 % by bootstrap over groups.
+        skipped: unreadable photos.
+    """
+
+    sample: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    label: NDArray[np.int64]
+    loss: float
+    mcc: float
+    interval: tuple[float, float]
+    skipped: list[tuple[str, str]]
+
+
+@torch.no_grad()
+def validate(engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: EvalLoader, resamples: int = 200) -> Scores:
+    """Score a labelled split. Collective; every rank returns the same Scores.
+
+    Each rank takes every world_size-th photo, so that none is doubled and none is padded in.
+    """
+    training = model.training
+    model.eval()
+    rows: list[tuple[int, float]] = []
+    skipped: list[tuple[str, str]] = []
+    for batch in loader:
+        skipped += batch.skipped
+        there, view_mask = batch.weight > 0, batch.view_mask
+        batch = batch.to(engine.device)
+        outputs = model(batch.views, view_mask, batch.metadata, batch.boxes, segmentation=False)
+        margin = (outputs.logits[:, 1] - outputs.logits[:, 0]).float().cpu()
+        rows += [(int(s), float(m)) for s, m, ok in zip(batch.sample.cpu(), margin, there, strict=True) if ok]
+    model.train(training)
+    rows = sorted(engine.gather_object(rows))
+    return score(index, rows, engine.gather_object(skipped), resamples)
+
+
+def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[str, str]], resamples: int) -> Scores:
+    """Metrics from (row of the index, logit margin) pairs; unlabelled photos are left out."""
+    sample = np.array([row for row, _ in rows], dtype=np.int64)
+    margin = np.array([value for _, value in rows], dtype=np.float64)
+    labelled = np.asarray(index.label)[sample] >= 0 if len(sample) else np.zeros(0, bool)
+    sample, margin = sample[labelled], margin[labelled]
+    label = np.asarray(index.label)[sample].astype(np.int64)
+    probability = 1 / (1 + np.exp(-np.clip(margin, -60, 60)))
+    if not len(label):
+        return Scores(sample, probability, label, float("nan"), 0.0, (0.0, 0.0), skipped)
+    loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(margin), torch.from_numpy(label).double()))
+    groups = np.asarray(index.group)[sample]
+    low, high = group_bootstrap(label, probability, groups, "mcc", resamples)
+    return Scores(sample, probability, label, loss, float(mcc(confusion(label, probability))), (low, high), skipped)
