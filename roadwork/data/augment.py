@@ -1,0 +1,271 @@
+"""Augmentation on the device: parameters per photo from the CPU, pixels in a few fused passes.
+
+    geometry     flip, rotation, perspective, zoom      one interpolation, masks with it
+    colour       brightness, contrast, saturation, hue  one matrix
+    weather      shadow, fog, glare, rain               one multiply-add with fields
+    blur         motion, Gaussian                       a few shifted additions
+    noise                                               one addition
+
+A photo's parameters depend on (seed, epoch, position) alone, and each photo is worked on for itself: the result does not
+depend on the batch, the process or the number of either. All views of a photo share all parameters, geometry and light
+alike (each view is warped about its own centre); noise differs from view to view. Only what hits a photo costs anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from roadwork.config import AugmentConfig
+from roadwork.data.augment_blur import gaussian_blur, motion_blur
+from roadwork.data.augment_challenge import challenge
+from roadwork.data.augment_colour import colour, mean_grey
+from roadwork.data.augment_geometry import sample, sampling_grid, warp
+from roadwork.data.augment_noise import add_noise_
+from roadwork.data.augment_parameters import Array, Parameters, draw
+from roadwork.data.augment_weather import apply_fields, weather_fields
+from roadwork.errors import UserError
+
+__all__ = ["Augment", "colour", "gaussian_blur", "motion_blur", "warp"]
+
+_REFERENCE_SIZE = 512  # blur lengths are given for views of this many pixels
+_CHUNK = 6 << 20  # bytes of pixels worked on at once on a CPU: what stays in its caches
+
+
+class Augment(nn.Module):
+    """Augments photos as `config` says; the identity (the very tensors) when disabled or in eval mode.
+
+    Keep `key` and `epoch` on the CPU: parameters are drawn there, and reading them from a GPU would wait for it.
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+
+    @torch.no_grad()
+    def forward(
+        self,
+        views: Tensor,
+        key: Tensor,
+        epoch: int | Tensor,
+        seed: int,
+        masks: Tensor | None = None,
+        view_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """New views and masks of the same shapes and types.
+
+        Args:
+            views: float [B, V, 3, S, S] in [0, 1].
+            key: int64 [B] positions in the training stream.
+            epoch: one number or int64 [B].
+            seed: of the run.
+            masks: float or uint8 [B, V, C, h, w]; follow the geometry at their own resolution, 0 outside.
+            view_mask: bool [B, V], false for padding, which stays zero. None: all views are there.
+        """
+        if not (self.config.enabled and self.training):
+            return views, masks
+        _check_shapes(views, key, masks, view_mask)
+        epochs = epoch.cpu().numpy() if isinstance(epoch, Tensor) else epoch
+        p = draw(self.config, seed, epochs, key.cpu().numpy())
+        return self.apply(views, p, masks, view_mask)
+
+    @torch.no_grad()
+    def apply(  # type: ignore[override]
+        self, views: Tensor, p: Parameters, masks: Tensor | None = None, view_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The pixel work alone, with given parameters of the B photos."""
+        x = views.float() if views.dtype in (torch.float16, torch.bfloat16) else views
+        if x.is_cuda:
+            shared = _shared(x, p)
+            out = _pixels(x, p, shared).clamp_(0, 1)
+            if view_mask is not None:
+                out.mul_(view_mask[..., None, None, None])
+            moved = None if masks is None else _move_masks(masks, p)
+            return out.to(views.dtype), moved
+        out = torch.empty_like(x)
+        moved = None if masks is None else torch.empty_like(masks)
+        for b in range(len(p)):
+            count = x.shape[1] if view_mask is None else _last(view_mask[b])
+            self._one_photo(x[b : b + 1, :count], p.rows(slice(b, b + 1)), out[b : b + 1, :count])
+            out[b, count:] = 0
+            if view_mask is not None and not bool(view_mask[b, :count].all()):
+                out[b, ~view_mask[b]] = 0
+            if masks is not None and moved is not None:
+                moved[b : b + 1] = _move_masks(masks[b : b + 1], p.rows(slice(b, b + 1)))
+        return out.to(views.dtype), moved
+
+    @staticmethod
+    def _one_photo(x: Tensor, p: Parameters, out: Tensor) -> None:
+        """One photo on a CPU, view by view, so that all passes find their pixels in the cache."""
+        if not x.shape[1]:
+            return
+        shared = _shared(x, p)
+        step = max(1, _CHUNK // (x[0, 0].numel() * x.element_size()))
+        for v in range(0, x.shape[1], step):
+            done = _pixels(x[:, v : v + step], p, shared, v)
+            torch.clamp(done, 0, 1, out=out[:, v : v + step])
+
+
+@dataclass
+class _Shared:
+    """What all views of a photo share, on the device; each for the photos that it hits only."""
+
+    grid: Tensor | None
+    matrix: Tensor | None
+    keep: Tensor | None
+    add: Tensor | None
+
+
+def _weathered(p: Parameters) -> Array:
+    return (p.shadow > 0) | (p.fog > 0) | (p.glare > 0) | (p.rain > 0)
+
+
+def _shared(x: Tensor, p: Parameters) -> _Shared:
+    device, dtype, size = x.device, x.dtype, x.shape[-1]
+
+    def put(values: Array) -> Tensor:
+        return torch.from_numpy(values).to(device, dtype, non_blocking=True)
+
+    grid = matrix = keep = add = None
+    if p.warp.any():
+        grid = sampling_grid(put(p.homography[p.warp]), size, size)
+    if p.coloured.any():
+        hit = p.rows(p.coloured)
+        # the first view is the whole photo: its mean is the photo's
+        shift = put(hit.contrast)
+        if hit.contrast.any():
+            shift = shift * mean_grey(_take(x, p.coloured)[:, 0])
+        matrix = torch.cat([put(hit.matrix), shift[:, None, None].expand(-1, 3, 1)], 2)
+    weathered = _weathered(p)
+    if weathered.any():
+        keep, add = weather_fields(p.rows(weathered), size, device, dtype)
+    return _Shared(grid, matrix, keep, add)
+
+
+def _index(hit: Array, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(hit)).to(device, non_blocking=True)
+
+
+def _take(x: Tensor, hit: Array) -> Tensor:
+    return x if hit.all() else x.index_select(0, _index(hit, x.device))
+
+
+class _Work:
+    """Photos in the making: an op sees only the photos that it hits, and the given tensor is never written to."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.own = False
+
+    def on(self, hit: Array, op) -> None:  # type: ignore[no-untyped-def]
+        """Replace photos where `hit` by op(photos [n, V, 3, S, S])."""
+        if not hit.any():
+            return
+        if hit.all():
+            result = op(self.x)
+            self.own = self.own or result.data_ptr() != self.x.data_ptr()
+            self.x = result
+            return
+        self.to_own()
+        index = _index(hit, self.x.device)
+        self.x.index_copy_(0, index, op(self.x.index_select(0, index)))
+
+    def to_own(self) -> None:
+        if not self.own:
+            self.x, self.own = self.x.clone(), True
+
+
+def _pixels(x: Tensor, p: Parameters, shared: _Shared, first: int = 0) -> Tensor:
+    """All ops on views first, first + 1, ... of photos [n, V, 3, S, S]; not yet clamped, maybe x itself."""
+    views, size = x.shape[1], x.shape[-1]
+    work = _Work(x)
+
+    def per_view(values: Tensor) -> Tensor:
+        return values.unsqueeze(1).expand(-1, views, *values.shape[1:]).flatten(0, 1)
+
+    work.on(p.flip_only, lambda a: a.flip(-1))
+    if shared.grid is not None:
+        grid = per_view(shared.grid)
+        work.on(p.warp, lambda a: sample(a.flatten(0, 1), grid).view_as(a))
+    if shared.matrix is not None:
+        matrix = per_view(shared.matrix)
+        work.on(p.coloured, lambda a: colour(a.flatten(0, 1), matrix).view_as(a))
+    keep, add = shared.keep, shared.add
+    if keep is not None and add is not None:
+        work.on(_weathered(p), lambda a: apply_fields(a, keep, add))
+    _camera(work, p, size, first)
+    if p.challenge.any():
+        hit = p.rows(p.challenge)
+        work.on(p.challenge, lambda a: challenge(a, hit, first))
+    return work.x
+
+
+def _camera(work: _Work, p: Parameters, size: int, first: int) -> None:
+    """Blur and noise."""
+    scale = size / _REFERENCE_SIZE
+    for row in np.flatnonzero((p.motion != 0).any(1)):
+        alone = np.arange(len(p)) == row
+        vector = p.motion[row] * scale
+        work.on(alone, lambda a, vector=vector: motion_blur(a.flatten(0, 1), vector).view_as(a))
+    blurred = (p.gaussian > 0) & ~p.challenge
+    if blurred.any():
+        sigma = np.repeat(p.gaussian[blurred] * scale, work.x.shape[1])
+        work.on(blurred, lambda a: gaussian_blur(a.flatten(0, 1), sigma).view_as(a))
+    noisy = (p.noise > 0) & ~p.challenge
+    if noisy.any():
+        work.to_own()
+        hit = p.rows(noisy)
+        work.on(noisy, lambda a: add_noise_(a, hit.noise, hit.noise_seed, first))
+
+
+def _move_masks(masks: Tensor, p: Parameters) -> Tensor:
+    """Masks [n, V, C, h, w] under the photos' geometry."""
+    work, views = _Work(masks), masks.shape[1]
+    work.on(p.flip_only, lambda a: a.flip(-1))
+    if p.warp.any():
+        matrix = torch.from_numpy(p.homography[p.warp]).to(masks.device, torch.float32, non_blocking=True)
+        grid = sampling_grid(matrix, *masks.shape[-2:])
+        grid = grid.unsqueeze(1).expand(-1, views, -1, -1, -1).flatten(0, 1)
+
+        def turn(a: Tensor) -> Tensor:
+            if a.is_floating_point():
+                return sample(a.flatten(0, 1), grid).view_as(a)
+            soft = sample(a.flatten(0, 1).float(), grid).view_as(a)
+            return soft.round_().to(a.dtype)  # bits stay bits: the class that covers half of the cell
+
+        work.on(p.warp, turn)
+    return work.x
+
+
+def _last(view_mask: Tensor) -> int:
+    there = np.flatnonzero(view_mask.numpy())
+    return int(there[-1]) + 1 if len(there) else 0
+
+
+def _check(config: AugmentConfig) -> None:
+    for name, value in vars(config).items():
+        if name.endswith("_p") and not 0 <= value <= 1:
+            raise UserError(f"augment.{name} is {value}; give a probability in [0, 1]")
+    for name in ("probability_scale", "magnitude_scale"):
+        if getattr(config, name) < 0:
+            raise UserError(f"augment.{name} is {getattr(config, name)}; give a factor >= 0")
+    low, high = config.zoom_range
+    if not 0 < low <= high:
+        raise UserError(f"augment.zoom_range is {low}, {high}; give 0 < smallest <= largest")
+
+
+def _check_shapes(views: Tensor, key: Tensor, masks: Tensor | None, view_mask: Tensor | None) -> None:
+    if views.dim() != 5 or views.shape[2] != 3 or views.shape[3] != views.shape[4]:
+        raise ValueError(f"augmentation needs views [B, V, 3, S, S], got {list(views.shape)}")
+    if not views.is_floating_point():
+        raise ValueError(f"augmentation needs float views in [0, 1], got {views.dtype}; divide bytes by 255")
+    if key.shape != views.shape[:1]:
+        raise ValueError(f"augmentation needs one key per photo, [{views.shape[0]}], got {list(key.shape)}")
+    if masks is not None and (masks.dim() != 5 or masks.shape[:2] != views.shape[:2]):
+        raise ValueError(f"masks must be [B, V, C, h, w] with the views' B and V, got {list(masks.shape)}")
+    if view_mask is not None and view_mask.shape != views.shape[:2]:
+        raise ValueError(f"view_mask must be {list(views.shape[:2])}, got {list(view_mask.shape)}")
