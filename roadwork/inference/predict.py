@@ -86,7 +86,7 @@ def check_options(config: Config) -> None:
         raise UserError(f"predict.prior is {options.prior:g}; give a share between 0 and 1, for example 0.5")
     if not 0 < options.keep_ratio <= 1:
         raise UserError(f"predict.keep_ratio is {options.keep_ratio:g}; give a share above 0 and at most 1")
-    for name in ("batch", "num_augmentations", "neighbours"):
+    for name in ("batch", "neighbours"):
         if getattr(options, name) < 1:
             raise UserError(f"predict.{name} is {getattr(options, name)}; give 1 or more")
 

@@ -14,6 +14,8 @@ from roadwork.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601."""
+SMALLEST_SIGMA = 0.6
+"""Pixels; a narrower Gaussian changes nothing (at sigma 0.1 its neighbours weigh exactly 0 in fp32)."""
 KINDS: tuple[tuple[str, ...], ...] = (
     ("flip",),
     ("rotate", "brighten"),
@@ -57,7 +59,7 @@ class Transform:
             return views
         changed = self._geometry(views)
         changed = self._colour(changed, view_mask)
-        return gaussian_blur(changed, self.blur * views.shape[-1]) if self.blur > 0 else changed
+        return gaussian_blur(changed, max(SMALLEST_SIGMA, self.blur * views.shape[-1])) if self.blur > 0 else changed
 
     def _geometry(self, views: Tensor) -> Tensor:
         if self.degrees == 0.0 and self.zoom == 1.0:
@@ -65,7 +67,7 @@ class Transform:
         angle = math.radians(self.degrees)
         cos, sin = math.cos(angle) / self.zoom, math.sin(angle) / self.zoom
         mirror = -1.0 if self.flip else 1.0
-        theta = torch.tensor([[mirror * cos, -mirror * sin, 0.0], [sin, cos, 0.0]], device=views.device)
+        theta = torch.tensor([[mirror * cos, -sin, 0.0], [mirror * sin, cos, 0.0]], device=views.device)
         side = views.shape[-1]
         grid = F.affine_grid(theta[None], [1, 1, side, side], align_corners=False).to(views.dtype)
         flat = views.reshape(1, -1, side, side)  # one grid for all views: their channels ride together
@@ -114,15 +116,15 @@ def transforms(number: int, seed: int, degrees: float = 10.0, colour: float = 0.
 
     Magnitudes are drawn once from the seed between a third of the widest and the widest: rotation and hue up to
     `degrees`, factors in 1 +- `colour`, zoom to 1 + `colour`, blur up to 1/256 of the side. A shorter list is the
-    beginning of a longer one. Raises UserError for fewer than 1.
+    beginning of a longer one. Raises UserError outside 1..16.
     """
-    if number < 1:
-        raise UserError(f"predict.num_augmentations is {number}; give 1 (the photo alone) or more")
+    if not 1 <= number <= 1 + len(KINDS):
+        raise UserError(f"predict.num_augmentations is {number}; give 1 (the photo alone) to {1 + len(KINDS)}")
     rng = np.random.default_rng([seed, 0xF00D5])
     made = [Transform()]
     for place in range(number - 1):
         size = rng.uniform(1 / 3, 1.0, size=8)
-        made.append(_transform(KINDS[place % len(KINDS)], size, degrees, colour))
+        made.append(_transform(KINDS[place], size, degrees, colour))
     return made
 
 
