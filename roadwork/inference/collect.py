@@ -121,7 +121,7 @@ def training_distribution(
     """
     rows = feature_rows(len(index), config.predict.max_train_features, config.seed)
     mine: list[tuple[int, tuple[np.ndarray, ...]]] = []
-    for batch in _batches(index, rows, config, engine):
+    for batch in _batches(members, index, rows, config, engine):
         encoded = members.model.encode(as_float(batch), batch.view_mask, batch.boxes, segmentation=False)
         metadata = None if config.predict.image_only else batch.metadata
         depths = depths_of(members.model.decide(encoded, metadata, segmentation=False))
@@ -137,7 +137,7 @@ def training_distribution(
     return TrainingDistribution.fit(tuple(stacked), config.predict.neighbours)
 
 
-def _batches(index: ShardIndex, rows: np.ndarray, config: Config, engine: Engine) -> Iterator[Batch]:
+def _batches(members: Members, index: ShardIndex, rows: np.ndarray, config: Config, engine: Engine) -> Iterator[Batch]:
     """This process's batches of the rows, on the device."""
     if len(rows[engine.rank :: engine.world_size]) == 0:
         return
@@ -148,9 +148,15 @@ def _batches(index: ShardIndex, rows: np.ndarray, config: Config, engine: Engine
         world_size=engine.world_size,
         workers=config.data.workers,
         indices=rows,
+        bad_sample_budget=config.data.bad_sample_budget,
+        load_masks=False,
+        load_text="text" in members.model.config.metadata_fields,
     )
-    for batch in loader:
-        yield batch.to(engine.device)
+    try:
+        for batch in loader:
+            yield batch.to(engine.device)
+    finally:
+        loader.close()
 
 
 def collect(
@@ -165,7 +171,8 @@ def collect(
     name = f"{index.split}-{len(transforms)}"
     folder = Path(config.run.dir) / "predict" / name
     ids = [str(photo) for photo in index.id]
-    if engine.is_main and open_parts(folder, fingerprint(members, ids, transforms, config)):
+    stamp = fingerprint(members, index, transforms, distribution, config)
+    if engine.is_main and open_parts(folder, stamp):
         logger.info("%s: part files of an earlier run are kept", name)
     engine.barrier()
     done = read_parts(folder, name)
@@ -173,7 +180,7 @@ def collect(
     engine.barrier()  # nobody appends before everybody has read
     if len(rows):
         with PartWriter(folder, name, engine.rank) as writer:
-            for batch in _batches(index, rows, config, engine):
+            for batch in _batches(members, index, rows, config, engine):
                 writer.append(answer_batch(members, batch, transforms, distribution, config.predict.image_only))
     engine.barrier()
     merged = merge(read_parts(folder, name), ids, f"split {index.split}")
@@ -193,16 +200,20 @@ def _answers(records: list[Record], index: ShardIndex, with_distances: bool) -> 
     )
 
 
-def fingerprint(members: Members, ids: list[str], transforms: list[Transform], config: Config) -> str:
-    """Everything that a photo's record depends on: results of another model, split or option are not continued."""
+def fingerprint(
+    members: Members,
+    index: ShardIndex,
+    transforms: list[Transform],
+    distribution: TrainingDistribution | None,
+    config: Config,
+) -> str:
+    """Everything that a photo's record depends on: results of other weights, shards or options are not continued."""
     content = [
         members.digests,
         members.names,
-        ids,
+        [shard.sha256 for shard in index.shards],
         [repr(transform) for transform in transforms],
+        None if distribution is None else [distribution.digest, config.predict.neighbours],
         config.predict.image_only,
-        config.predict.neighbours,
-        config.predict.max_train_features,
-        config.seed,
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

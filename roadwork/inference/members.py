@@ -55,8 +55,8 @@ class Members:
         return logits[..., 1] - logits[..., 0], outputs[0]
 
 
-def load_members(config: Config, device: torch.device) -> Members:
-    """best/ and, unless the ensemble is off, folds/fold-*/.
+def find_members(config: Config) -> list[Path]:
+    """Folders of the folds to load, after a look at best/ and them.
 
     Raises UserError where best/ is missing, where a fold is missing or was trained from other weights, and where the
     ensemble is demanded without folds.
@@ -65,20 +65,26 @@ def load_members(config: Config, device: torch.device) -> Members:
     best = run / "best" / "model.safetensors"
     if not best.is_file():
         raise UserError(f"no pre-trained model at {best.parent}; run launch/pretrain.py with --run.dir {run} first")
-    model = RoadworkDetector.from_pretrained(best.parent, device).float().requires_grad_(False)
-    digests = {PRETRAINED: file_digest(best)}
-    paths = [] if config.predict.ensemble == "off" else fold_paths(run, digests[PRETRAINED])
+    paths = [] if config.predict.ensemble == "off" else fold_paths(run, file_digest(best))
     if config.predict.ensemble == "on" and not paths:
         raise UserError(f"predict.ensemble is on, but {run / 'folds'} has no folds; run launch/dora_folds.py first")
+    return paths
+
+
+def load_members(config: Config, folds: list[Path], device: torch.device) -> Members:
+    """best/ and the folds, merged, as overrides of one network."""
+    best = Path(config.run.dir) / "best"
+    model = RoadworkDetector.from_pretrained(best, device).float().requires_grad_(False)
+    digests = {PRETRAINED: file_digest(best / "model.safetensors")}
     names, overrides = [PRETRAINED], [Overrides()]
-    for path in paths:
+    for path in folds:
         names.append(path.name)
         overrides.append(merged_overrides(model, path))
         digests[path.name] = file_digest(path / "adapter_model.safetensors")
-    if paths:
+    if folds:
         names.append(SOUP)
         overrides.append(average(overrides[1:], dict(model.named_parameters())))
-    ran = modules_of_encoder(model) if paths else set()
+    ran = modules_of_encoder(model) if folds else set()
     own = [any(name.rpartition(".")[0] in ran for name in changed) for changed in overrides]
     return Members(model, names, overrides, own, digests)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,12 +103,17 @@ class TrainingDistribution:
     neighbours: tuple[Neighbours, ...]
     gaussian: ShrunkGaussian
     number: int
+    digest: str
 
     @classmethod
     def fit(cls, depths: tuple[np.ndarray, ...], k: int) -> TrainingDistribution:
         """depths: per depth [N,D]; the Gaussian describes the last one."""
         neighbours = tuple(Neighbours.fit(depth, k) for depth in depths)
-        return cls(neighbours, ShrunkGaussian.fit(depths[-1]), len(depths[0]))
+        digest = hashlib.blake2b(digest_size=16)
+        for one in neighbours:
+            # Rounded: another number of processes may change the last bits of a feature.
+            digest.update(np.round(one.features.mean(axis=0) / one.threshold, 3).tobytes())
+        return cls(neighbours, ShrunkGaussian.fit(depths[-1]), len(depths[0]), digest.hexdigest())
 
     def distances(self, depths: tuple[np.ndarray, ...]) -> np.ndarray:
         """Distances over their thresholds, float64 [M, depths + 1]: neighbours per depth, then Mahalanobis.

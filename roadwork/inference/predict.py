@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,17 @@ import numpy as np
 
 from roadwork.config import Config
 from roadwork.data.index import ShardIndex
-from roadwork.engine import Engine
+from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.metrics import finite_or_none
 from roadwork.inference import foods
 from roadwork.inference.collect import Answers, collect, training_distribution
 from roadwork.inference.ensemble import HeldOut, System, assess, choose, choose_weights, compare
 from roadwork.inference.export import write_model
-from roadwork.inference.members import PRETRAINED, SOUP, Members, load_members
+from roadwork.inference.members import PRETRAINED, SOUP, Members, find_members, load_members
 from roadwork.inference.parts import write_atomic
-from roadwork.inference.transforms import Transform, transforms
-
-logger = logging.getLogger(__name__)
+from roadwork.inference.transforms import transforms
+from roadwork.monitoring.console import quiet_libraries
 
 
 @dataclass
@@ -41,21 +40,70 @@ class Plan:
     details: dict[str, Any]
 
 
-def predict(config: Config, engine: Engine) -> Path:
-    """Predict config.predict.split; returns the path of predictions.csv.
+@dataclass(frozen=True)
+class Prepared:
+    """What was checked before any process group started."""
+
+    train: ShardIndex
+    val: ShardIndex | None
+    target: ShardIndex
+    folds: list[Path]
+
+
+def prepare(config: Config) -> Prepared:
+    """Find model, folds and shards. Raises UserError for whatever the stage could not work with."""
+    check_options(config)
+    folds = find_members(config)
+    train = ShardIndex.open(config.data.shards, "train")
+    val = ShardIndex.open(config.data.shards, "val") if "val" in train.manifest["indexes"] else None
+    target = ShardIndex.open(config.data.shards, config.predict.split)
+    if len(target) == 0:
+        raise UserError(f"split {config.predict.split} of {config.data.shards} is empty; choose another --predict.split")
+    return Prepared(train, val, target, folds)
+
+
+def run_predict(config: Config) -> Path:
+    """The stage as a command: check, start the engine, predict, leave. Returns predictions.csv. Collective."""
+    prepared = prepare(config)
+    logs = Path(config.run.dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    quiet_libraries(logs / f"predict-rank-{launched_rank():04d}.log")
+    engine = Engine.start(config, "predict")
+    plan, answers = predict(config, engine, prepared)
+    path = Path(config.run.dir) / "predictions.csv"
+    if engine.is_main:
+        for name, system in plan.systems.items():
+            after = system.figures["after"]
+            sys.stdout.write(f"{name}: held-out MCC {after['mcc']}, ECE {after['ece']}\n")
+        sys.stdout.write(
+            f"answers by {plan.chosen}; model/ is {plan.network}; {len(answers.ids)} predictions: {path}\n"
+        )
+    engine.close()
+    return path
+
+
+def describe(config: Config) -> None:
+    """What the stage would do, without doing it."""
+    prepared = prepare(config)
+    if launched_rank():
+        return
+    photos = {"train": len(prepared.train), "val": len(prepared.val or []), config.predict.split: len(prepared.target)}
+    number = 1 if config.predict.tta == "off" else config.predict.num_augmentations
+    sys.stdout.write(f"photos: {photos}; folds: {len(prepared.folds)}; augmentations: {number}\n")
+
+
+def predict(config: Config, engine: Engine, prepared: Prepared) -> tuple[Plan, Answers]:
+    """Predict config.predict.split.
 
     Writes predictions.csv, predictions_tta.csv, predict_details.json and model/ in the run folder (rank 0), and
     restartable part files in predict/. The result does not depend on the number of processes.
     """
-    check_options(config)
-    run = Path(config.run.dir)
-    members = load_members(config, engine.device)
-    train = ShardIndex.open(config.data.shards, "train")
-    target = ShardIndex.open(config.data.shards, config.predict.split)
-    listed = augmentations(config, members, target)
+    members = load_members(config, prepared.folds, engine.device)
+    check_view_size(config, members, prepared.target)
+    listed = transforms(1 if config.predict.tta == "off" else config.predict.num_augmentations, config.seed)
+    train, val_index, target = prepared.train, prepared.val, prepared.target
     distribution = training_distribution(members, train, config, engine) if len(listed) > 1 else None
-    held_out_index = held_out_split(config, train)
-    val = collect(members, held_out_index, listed, distribution, config, engine) if held_out_index else None
+    val = collect(members, val_index, listed, distribution, config, engine) if val_index else None
     plan = make_plan(members, val, held_out(val, train, config), config)
     # TTA that was judged useless is not computed for photos without labels: nobody could learn anything from it.
     wanted = len(listed) > 1 and (plan.details["tta"]["used"] or bool((np.asarray(target.label) >= 0).any()))
@@ -63,20 +111,23 @@ def predict(config: Config, engine: Engine) -> Path:
     answers = collect(members, target, target_list, distribution if wanted else None, config, engine)
     if engine.is_main:
         plan.details["augmentations"] = [asdict(transform) for transform in target_list]
-        write_predictions(run, answers, plan, config)
-        figures = plan.network_system.figures["after"]
-        column = members.overrides[members.names.index(plan.network)]
-        write_model(
-            run / "model",
-            members.model,
-            plan.network,
-            column,
-            plan.network_system.calibration,
-            config.predict.prior,
-            figures,
-        )
+        write_predictions(Path(config.run.dir), answers, plan, config)
+        export(config, members, plan)
     engine.barrier()
-    return run / "predictions.csv"
+    return plan, answers
+
+
+def export(config: Config, members: Members, plan: Plan) -> None:
+    """Write model/: the chosen network with its own calibration."""
+    write_model(
+        Path(config.run.dir) / "model",
+        members.model,
+        plan.network,
+        members.overrides[members.names.index(plan.network)],
+        plan.network_system.calibration,
+        config.predict.prior,
+        plan.network_system.figures["after"],
+    )
 
 
 def check_options(config: Config) -> None:
@@ -89,27 +140,19 @@ def check_options(config: Config) -> None:
     for name in ("batch", "neighbours"):
         if getattr(options, name) < 1:
             raise UserError(f"predict.{name} is {getattr(options, name)}; give 1 or more")
+    transforms(options.num_augmentations, config.seed)
+    if options.tta == "on" and options.num_augmentations < 2:
+        raise UserError("predict.tta is on with predict.num_augmentations 1; give 2 or more, or set predict.tta off")
 
 
-def augmentations(config: Config, members: Members, target: ShardIndex) -> list[Transform]:
-    """The list of augmentations; the photo alone where TTA is off. UserError where shards and model do not fit."""
-    if members.model.view_size != target.view_size:
+def check_view_size(config: Config, members: Members, target: ShardIndex) -> None:
+    """UserError where shards and model do not fit."""
+    wanted = members.model.view_size
+    if wanted != target.view_size:
         raise UserError(
             f"{config.data.shards} has views of {target.view_size} px, the model in {config.run.dir}/best wants "
-            f"{members.model.view_size}; build shards with --view-size {members.model.view_size}"
+            f"{wanted}; build shards with --view-size {wanted}"
         )
-    if len(target) == 0:
-        raise UserError(
-            f"split {config.predict.split} of {config.data.shards} is empty; choose another --predict.split"
-        )
-    if config.predict.tta == "on" and config.predict.num_augmentations < 2:
-        raise UserError("predict.tta is on with predict.num_augmentations 1; give 2 or more, or set predict.tta off")
-    return transforms(1 if config.predict.tta == "off" else config.predict.num_augmentations, config.seed)
-
-
-def held_out_split(config: Config, train: ShardIndex) -> ShardIndex | None:
-    """The val split, or None where the shards have none."""
-    return ShardIndex.open(config.data.shards, "val") if "val" in train.manifest["indexes"] else None
 
 
 def held_out(val: Answers | None, train: ShardIndex, config: Config) -> HeldOut:

@@ -85,16 +85,14 @@ class Encoding:
 class LivePrefix:
     """Encodes every batch anew, with gradients: for adapters inside the encoder, and to measure what the cache saves."""
 
-    def __init__(self, index: ShardIndex, rows: np.ndarray, encoding: Encoding, workers: int) -> None:
-        self.index, self.rows, self.encoding, self.workers = index, rows, encoding, workers
+    def __init__(self, index: ShardIndex, rows: np.ndarray, encoding: Encoding, config: Config) -> None:
+        self.index, self.rows, self.encoding, self.config = index, rows, encoding, config
 
     def batches(
         self, model: RoadworkDetector, positions: np.ndarray, copies: np.ndarray, batch: int
     ) -> Iterator[Prefix]:
         """See PrefixSource."""
-        loader = EvalLoader(
-            self.index, batch=batch, rank=0, world_size=1, workers=self.workers, indices=self.rows[positions]
-        )
+        loader = _loader(self.index, self.rows[positions], model, self.config, batch)
         first = 0
         for loaded in loader:
             part = slice(first, first + len(loaded.ids))
@@ -133,14 +131,7 @@ class PrefixCache:
         if not todo:
             return
         wanted = np.concatenate([self.positions(chunk) for chunk in todo])
-        loader = EvalLoader(
-            index,
-            batch=config.predict.batch,
-            rank=0,
-            world_size=1,
-            workers=config.data.workers,
-            indices=self.rows[wanted],
-        )
+        loader = _loader(index, self.rows[wanted], model, config, config.predict.batch)
         waiting: list[dict[str, np.ndarray]] = []
         model.eval()
         for loaded in loader:
@@ -155,7 +146,7 @@ class PrefixCache:
     def _encode(self, model: RoadworkDetector, encoding: Encoding, loaded: Batch) -> list[dict[str, np.ndarray]]:
         """Per photo: name -> array [copies, ...]."""
         moved = loaded.to(self.device)
-        number = len(loaded.ids)
+        number = len(loaded)
         each = [_arrays(encoding(model, moved, np.full(number, copy)), moved.metadata) for copy in range(self.copies)]
         return [{name: np.stack([one[name][row] for one in each]) for name in each[0]} for row in range(number)]
 
@@ -199,6 +190,18 @@ class PrefixCache:
         fields = {name: value for name, value in tensors.items() if not name.startswith(METADATA)}
         absent = {field.name: None for field in dataclasses.fields(Encoded) if field.name not in fields}
         return Prefix(Encoded(**fields, **absent), metadata, positions)
+
+
+def _loader(index: ShardIndex, rows: np.ndarray, model: RoadworkDetector, config: Config, batch: int) -> EvalLoader:
+    return EvalLoader(
+        index,
+        batch=batch,
+        workers=config.data.workers,
+        indices=rows,
+        bad_sample_budget=config.data.bad_sample_budget,
+        load_masks=False,
+        load_text="text" in model.config.metadata_fields,
+    )
 
 
 def _arrays(encoded: Encoded, metadata: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from roadwork.config import Config
 from roadwork.data.index import ShardIndex
-from roadwork.engine import Engine
+from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.metrics import group_codes
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import file_digest, reaches_encoder, state_digest
+from roadwork.monitoring.console import quiet_libraries
 from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, PrefixSource, open_cache
 from roadwork.training.fold_queue import COMPLETE, fold_path, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
@@ -142,17 +144,15 @@ def write_out_of_fold(folder: Path, data: FoldData) -> Path:
     return path
 
 
-def prefix_source(
-    model: RoadworkDetector, index: ShardIndex, data: FoldData, config: Config, base: str, engine: Engine
-) -> PrefixSource:
+def prefix_source(model: RoadworkDetector, prepared: Prepared, config: Config, engine: Engine) -> PrefixSource:
     """The shared cache, filled by all processes; the encoder itself where adapters reach into it."""
+    index, data = prepared.index, prepared.data
     encoding = Encoding(config, engine.device)
     if reaches_encoder(model, [*config.folds.target_modules, *config.folds.modules_to_save]):
         logger.info("folds: adapters reach into the encoder; every batch is encoded anew")
-        return LivePrefix(index, data.rows, encoding, config.data.workers)
-    folder = Path(config.run.dir) / "folds" / "prefix"
-    identity = identity_of(config, base, data)
-    needed = {key: identity[key] for key in ("base", "photos", "seed", "augment")}
+        return LivePrefix(index, data.rows, encoding, config)
+    folder = prepared.folder / "prefix"
+    needed = {key: prepared.identity[key] for key in ("base", "photos", "seed", "augment")}
     needed |= {"copies": config.folds.copies, "augment_scale": config.folds.augment_scale}
     if engine.is_main:
         open_cache(folder, needed)
@@ -164,33 +164,95 @@ def prefix_source(
     return cache
 
 
-def load_pristine(config: Config, device: torch.device) -> tuple[RoadworkDetector, str]:
-    """The pre-trained model in fp32 on the device, and the identity of its file."""
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What was checked before any process group started."""
+
+    best: Path
+    base: str
+    index: ShardIndex
+    data: FoldData
+    identity: dict[str, Any]
+    done: list[int]
+
+    @property
+    def folder(self) -> Path:
+        """RUN/folds."""
+        return self.best.parent / "folds"
+
+
+def prepare(config: Config) -> Prepared:
+    """Find model, shards and finished folds. Raises UserError for whatever the stage could not work with."""
     best = Path(config.run.dir) / "best"
     if not (best / "model.safetensors").is_file():
         raise UserError(f"no pre-trained model at {best}; run launch/pretrain.py with --run.dir {config.run.dir} first")
-    return RoadworkDetector.from_pretrained(best, device).float(), file_digest(best / "model.safetensors")
+    for name in ("epochs", "batch", "copies", "r"):
+        if getattr(config.folds, name) < 1:
+            raise UserError(f"folds.{name} is {getattr(config.folds, name)}; give 1 or more")
+    index = ShardIndex.open(config.data.shards, "train")
+    data = fold_data(index, config)
+    base = file_digest(best / "model.safetensors")
+    identity = identity_of(config, base, data)
+    done = check_finished(best.parent / "folds", data.number, identity)
+    return Prepared(best, base, index, data, identity, done)
 
 
-def fine_tune_folds(config: Config, engine: Engine) -> Path:
-    """The stage: train every fold that is not done yet, then write folds/oof.csv. Returns the folder of folds.
+def run_folds(config: Config) -> Path:
+    """The stage as a command: check, start the engine, fine-tune, leave. Returns the folder of folds. Collective."""
+    prepared = prepare(config)
+    logs = Path(config.run.dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    quiet_libraries(logs / f"dora_folds-rank-{launched_rank():04d}.log")
+    engine = Engine.start(config, "dora_folds")
+    folder = fine_tune_folds(config, engine, prepared)
+    if engine.is_main:
+        for fold in range(prepared.data.number):
+            sys.stdout.write(_line(fold_path(folder, fold)) + "\n")
+        sys.stdout.write(f"out-of-fold predictions: {folder / 'oof.csv'}\n")
+    engine.close()
+    return folder
+
+
+def _line(path: Path) -> str:
+    details = json.loads((path / "fold.json").read_text())
+    first, best = details["history"][0], details["history"][details["best_epoch"]]
+    return (
+        f"{path.name}: held-out MCC {first['mcc']:.3f} before, {best['mcc']:.3f} at epoch {details['best_epoch']}; "
+        f"loss {first['held_out_loss']:.4f} -> {best['held_out_loss']:.4f}"
+    )
+
+
+def describe(config: Config) -> None:
+    """What the stage would do, without doing it."""
+    prepared = prepare(config)
+    if launched_rank():
+        return
+    data = prepared.data
+    for fold in range(data.number):
+        held = data.fold == fold
+        state = "done" if fold in prepared.done else "to do"
+        sys.stdout.write(
+            f"fold {fold}: {int((~held).sum())} photos to train on, {int(held.sum())} held out "
+            f"({int(data.labels[held].sum())} positive), {state}\n"
+        )
+
+
+def fine_tune_folds(config: Config, engine: Engine, prepared: Prepared) -> Path:
+    """Train every fold that is not done yet, then write folds/oof.csv.
 
     Folds are small, so each is trained by ONE process without DeepSpeed; processes share the encoder's outputs and
     take folds from a queue. A relaunch keeps what is done.
     """
-    folder = Path(config.run.dir) / "folds"
-    model, base = load_pristine(config, engine.device)
-    index = ShardIndex.open(config.data.shards, "train")
-    data = fold_data(index, config)
-    identity = identity_of(config, base, data)
-    done = check_finished(folder, data.number, identity)
+    folder, data = prepared.folder, prepared.data
+    folder.mkdir(parents=True, exist_ok=True)
     engine.barrier()
-    if len(done) < data.number:
+    if len(prepared.done) < data.number:
+        model = RoadworkDetector.from_pretrained(prepared.best, engine.device).float().requires_grad_(False)
         before = state_digest(model)
-        source = prefix_source(model, index, data, config, base, engine)
+        source = prefix_source(model, prepared, config, engine)
         for fold in take_folds(folder, data.number, first=engine.rank):
             result = train_fold(model, source, data, fold, config, engine.device)
-            save_fold(result, data, folder, fold, identity)
+            save_fold(result, data, folder, fold, prepared.identity)
             logger.info("fold %d: epoch %d, %s", fold, result.best_epoch, result.history[result.best_epoch])
         if state_digest(model) != before:
             raise RuntimeError("a fold changed the pre-trained weights; its adapters cannot be trusted")
