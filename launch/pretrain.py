@@ -8,7 +8,10 @@ from roadwork.config import parse
 def main(argv: list[str] | None = None) -> None:
     """Parse, build, train."""
     invocation = parse("pretrain", argv)
-    from roadwork.training.pretrain import describe, pretrain  # heavy imports come after the options are known to be right
+    from roadwork.training.pretrain import (
+        describe,
+        pretrain,
+    )  # heavy imports come after the options are known to be right
 
     if invocation.dry_run:
         describe(invocation.config)

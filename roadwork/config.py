@@ -282,7 +282,11 @@ class FoldsConfig:
     rslora: bool = False
     """Scale alpha / sqrt(r) instead of alpha / r."""
     target_modules: list[str] = field(
-        default_factory=lambda: ["layers.0.attention.qkv_proj", "layers.0.attention.out_proj", "fusion.importance_net.0"]
+        default_factory=lambda: [
+            "layers.0.attention.qkv_proj",
+            "layers.0.attention.out_proj",
+            "fusion.importance_net.0",
+        ]
     )
     """Linear layers (name suffixes) that get adapters."""
     modules_to_save: list[str] = field(default_factory=lambda: ["classifier"])

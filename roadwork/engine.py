@@ -121,10 +121,11 @@ class Engine:
         """DeepSpeed makes its groups without a time-out (30 minutes); Accelerate's reaches only the default group."""
         if not dist.is_initialized():
             return
-        from torch.distributed.distributed_c10d import _set_pg_timeout, _world
+        from torch.distributed import distributed_c10d as c10d
 
-        for group in list(_world.pg_map):
-            _set_pg_timeout(timedelta(seconds=self.timeout_s), group)
+        set_timeout = getattr(dist, "set_timeout", None) or c10d._set_pg_timeout  # private up to torch 2.13
+        for group in list(c10d._world.pg_map):
+            set_timeout(timedelta(seconds=self.timeout_s), group)
 
     def all_reduce(self, value: torch.Tensor, op: Any = None) -> torch.Tensor:
         """Reduce in place over all processes (sum by default)."""
@@ -208,6 +209,8 @@ def _deepspeed_plugin(config: Config, on_cpu: bool, steps: int) -> Any:
         return None
     from accelerate import DeepSpeedPlugin
 
+    if on_cpu:
+        _spare_the_compiler()
     given = config.engine.ds_config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     path = Path(given) if given else (CPU_CONFIG if on_cpu else GPU_CONFIG)
     settings = read_ds_config(path)
@@ -218,6 +221,16 @@ def _deepspeed_plugin(config: Config, on_cpu: bool, steps: int) -> Any:
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(steps)
     os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     return DeepSpeedPlugin(hf_ds_config=settings)
+
+
+def _spare_the_compiler() -> None:
+    """Keep DeepSpeed from compiling its shared-memory operation at start (a minute once, then 20 s per launch).
+
+    It serves `inference_all_reduce` alone, which nothing here calls; gloo does every reduction of ZeRO.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def leak_audit(entries: Sequence[Entry], photos: Sequence[dict[str, Any]], seed:
             f"{name} ({kind})" for kind in ("value", "missing") if (found[kind] or {}).get("auc", 0.0) >= LEAK_AUC
         ]
     together = [_features(name, columns[name]) for name in VISIBLE]
-    joined = np.concatenate([f for f in together if f is not None], axis=1) if any(f is not None for f in together) else None
+    joined = (
+        np.concatenate([f for f in together if f is not None], axis=1) if any(f is not None for f in together) else None
+    )
     report["visible_together"] = _score(joined, labels, groups, tree=True)
     return report
 
@@ -88,7 +90,9 @@ def _features(name: str, values: Sequence[Any]) -> np.ndarray | None:
     return np.array([[float(word == other) for other in common] for word in words])
 
 
-def _score(features: np.ndarray | None, labels: np.ndarray, groups: np.ndarray, tree: bool = False) -> dict[str, float] | None:
+def _score(
+    features: np.ndarray | None, labels: np.ndarray, groups: np.ndarray, tree: bool = False
+) -> dict[str, float] | None:
     """AUC and balanced accuracy of out-of-fold predictions, folds by group; AUC below chance counts as its mirror."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score

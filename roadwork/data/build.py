@@ -56,7 +56,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
             (out / MANIFEST).unlink()  # from here on the folder is no longer what its manifest says
             previous = None
         results = encode(plan, source, options, processes, progress)
-        encoded = sum(len(shard.entries) for shard, result in zip(plan.shards, results, strict=True) if result and not result.kept)
+        encoded = sum(
+            len(shard.entries) for shard, result in zip(plan.shards, results, strict=True) if result and not result.kept
+        )
         report = BuildReport(None, encoded, len(plan.entries) - encoded)
         if any(result is None for result in results):
             report.kept = 0
@@ -68,7 +70,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         return report
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left at {out}; make room and run the same command: finished shards are kept") from error
+            raise UserError(
+                f"no space left at {out}; make room and run the same command: finished shards are kept"
+            ) from error
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
             raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
         raise
@@ -112,7 +116,9 @@ def encode(
     if options.shard_range is not None:
         low, high = options.shard_range
         if not 0 <= low < high:
-            raise UserError(f"--shard-range A:B needs 0 <= A < B; given {low}:{high}; there are {len(plan.shards)} shards")
+            raise UserError(
+                f"--shard-range A:B needs 0 <= A < B; given {low}:{high}; there are {len(plan.shards)} shards"
+            )
         chosen = range(min(low, len(plan.shards)), min(high, len(plan.shards)))
     results: list[ShardResult | None] = [None] * len(plan.shards)
     order = sorted(chosen, key=lambda i: -len(plan.shards[i].entries))
@@ -185,7 +191,8 @@ def manifest_of(
     weights = np.array([entry.weight for entry in train])
     return {
         "source": {"spec": options.source, "extra_columns_ignored": source.extra_columns},
-        "options": options.encoding() | {"seed": options.seed, "val_fraction": options.val_fraction}
+        "options": options.encoding()
+        | {"seed": options.seed, "val_fraction": options.val_fraction}
         | {"test_fraction": options.test_fraction, "near_duplicates_grouped": options.group_near_duplicates},
         "build": {"fingerprint": plan.fingerprint()},
         "records": {
@@ -203,7 +210,13 @@ def manifest_of(
         "neighbours": audit.neighbour_audit(entries),
         "groups_in_two_splits": leaking,
         **describe_weights(
-            latlon_of(train), weights, labels_of(train), plan.target, options.brackets, options.class_balance, options.weight_cap
+            latlon_of(train),
+            weights,
+            labels_of(train),
+            plan.target,
+            options.brackets,
+            options.class_balance,
+            options.weight_cap,
         ),
     }
 

@@ -78,7 +78,11 @@ def finished(plan: ShardPlan, out: Path) -> ShardResult | None:
         return None
     if result.shard is not None:
         path = out / plan.name
-        if not path.is_file() or path.stat().st_size != result.shard["bytes"] or sha256_of(path) != result.shard["sha256"]:
+        if (
+            not path.is_file()
+            or path.stat().st_size != result.shard["bytes"]
+            or sha256_of(path) != result.shard["sha256"]
+        ):
             return None
     result.kept = True
     return result

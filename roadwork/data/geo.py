@@ -60,8 +60,14 @@ def haversine_km(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Haversine formula (Sinnott 1984) on the mean sphere: within 0.6 % of the WGS-84 geodesic.
     """
-    lat1, lon1 = np.radians(np.asarray(a, dtype=np.float64))[..., 0], np.radians(np.asarray(a, dtype=np.float64))[..., 1]
-    lat2, lon2 = np.radians(np.asarray(b, dtype=np.float64))[..., 0], np.radians(np.asarray(b, dtype=np.float64))[..., 1]
+    lat1, lon1 = (
+        np.radians(np.asarray(a, dtype=np.float64))[..., 0],
+        np.radians(np.asarray(a, dtype=np.float64))[..., 1],
+    )
+    lat2, lon2 = (
+        np.radians(np.asarray(b, dtype=np.float64))[..., 0],
+        np.radians(np.asarray(b, dtype=np.float64))[..., 1],
+    )
     h = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
     return 2.0 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
 
@@ -99,7 +105,9 @@ def clusters(target_latlon: np.ndarray, n_clusters: int = 5) -> np.ndarray:
     centres = KMeans(n_clusters=n_clusters, init="k-means++", n_init=10, random_state=0).fit(xyz).cluster_centers_
     # Points all around the globe average to the origin, which is nowhere: such a centre becomes its first point.
     length = np.linalg.norm(centres, axis=1, keepdims=True)
-    fallback = xyz[np.argmin(((xyz[None] - centres[:, None]) ** 2).sum(-1), axis=1)] if (length < 1e-9).any() else centres
+    fallback = (
+        xyz[np.argmin(((xyz[None] - centres[:, None]) ** 2).sum(-1), axis=1)] if (length < 1e-9).any() else centres
+    )
     return from_sphere(np.where(length < 1e-9, fallback, centres / np.maximum(length, 1e-9)))
 
 
@@ -188,7 +196,9 @@ def read_target(path: str | Path) -> np.ndarray:
         reader = csv.DictReader(stream)
         names = [name.strip().lower() for name in reader.fieldnames or []]
         if "latitude" not in names or "longitude" not in names:
-            raise UserError(f"target region {path}: the header must hold latitude,longitude; it holds {','.join(names)}")
+            raise UserError(
+                f"target region {path}: the header must hold latitude,longitude; it holds {','.join(names)}"
+            )
         reader.fieldnames = names
         rows = []
         for line, row in enumerate(reader, start=2):

@@ -72,7 +72,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header only and refuse what should not be decoded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of bombs (judged below) and of broken EXIF
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise Rejected(f"too_many_pixels: the header says more than the {max_pixels} that are allowed") from None
@@ -88,7 +88,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a broken EXIF block must not cost the photo: Pillow raises many kinds here
         return 1
     return value if value in range(1, 9) else 1

@@ -42,5 +42,7 @@ class MaskFolder:
         valid = [bool(v) for v in facts.get("masks_valid", [True] * _CLASSES)]
         confidence = [float(v) for v in facts.get("masks_confidence", [1.0] * _CLASSES)]
         if len(valid) != _CLASSES or len(confidence) != _CLASSES:
-            raise UserError(f"--masks: {self.folder / stem}.json must hold {_CLASSES} values of masks_valid and masks_confidence")
+            raise UserError(
+                f"--masks: {self.folder / stem}.json must hold {_CLASSES} values of masks_valid and masks_confidence"
+            )
         return data, valid, confidence

@@ -124,7 +124,9 @@ def make_plan(source: Source, options: BuildOptions) -> Plan:
     """Scan the source's metadata and decide everything that does not need pixels."""
     refs, records, rejected, rows_read = scan(source)
     if not records:
-        raise UserError(f"source {source.name}: none of its {rows_read} rows can be used; first reason: {_first(rejected)}")
+        raise UserError(
+            f"source {source.name}: none of its {rows_read} rows can be used; first reason: {_first(rejected)}"
+        )
     groups = [splits.group_of(record) for record in records]
     if options.group_near_duplicates:
         from roadwork.data.duplicates import merge_groups_of_duplicates
@@ -206,9 +208,7 @@ def settle(weights: np.ndarray, labels: np.ndarray, class_balance: str, cap: flo
     return np.minimum(weights, cap) if cap else weights
 
 
-def target_points(
-    entries: Sequence[Entry], source: Source, options: BuildOptions
-) -> tuple[np.ndarray, dict[str, Any]]:
+def target_points(entries: Sequence[Entry], source: Source, options: BuildOptions) -> tuple[np.ndarray, dict[str, Any]]:
     """Coordinates [M, 2] of the target region and how they were found; [0, 2] for no target."""
     if options.target_gps and options.target_cities:
         raise UserError("--target-gps and --target-cities are two ways to say one thing; give one of them")
@@ -309,7 +309,9 @@ def cut_shards(entries: Sequence[Entry], source: Source, options: BuildOptions) 
     The cut depends on the number of photos only, never on that of processes.
     """
     if options.samples_per_shard < 0:
-        raise UserError(f"--samples-per-shard must be 1 or more, or 0 for a size by itself; given {options.samples_per_shard}")
+        raise UserError(
+            f"--samples-per-shard must be 1 or more, or 0 for a size by itself; given {options.samples_per_shard}"
+        )
     shards = []
     for split in ("train", "val", "test", "predict"):
         chosen = [entry for entry in entries if entry.split == split]
@@ -330,7 +332,9 @@ def fingerprint(entries: Sequence[Entry], source: Source, options: BuildOptions)
     """SHA-256 of all that decides a shard's bytes: encoding options, metadata, identity of the source bytes."""
     digest = hashlib.sha256(json.dumps(options.encoding(), sort_keys=True).encode())
     for entry in entries:
-        digest.update(json.dumps([entry.key, meta_of(entry), list(entry.ref), source.stamp(entry.ref)], sort_keys=True).encode())
+        digest.update(
+            json.dumps([entry.key, meta_of(entry), list(entry.ref), source.stamp(entry.ref)], sort_keys=True).encode()
+        )
     return digest.hexdigest()
 
 

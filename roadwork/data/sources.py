@@ -34,7 +34,14 @@ from roadwork.errors import UserError
 
 HUB_NAME = "natix-network-org/roadwork"
 SPLITS = ("train", "val", "test", "predict")
-_SPLIT_WORDS = {"train": "train", "test": "test", "validation": "val", "valid": "val", "val": "val", "predict": "predict"}
+_SPLIT_WORDS = {
+    "train": "train",
+    "test": "test",
+    "validation": "val",
+    "valid": "val",
+    "val": "val",
+    "predict": "predict",
+}
 _SPLIT_IN_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|predict)(?=[/_.-])")
 _CSV_COLUMNS = (
     "path",
@@ -168,7 +175,9 @@ class ParquetSource:
                 self._check(url, file.schema_arrow)
                 row_groups = file.num_row_groups
         except pa.ArrowInvalid as error:
-            raise UserError(f"source {url}: not a readable parquet file ({str(error).splitlines()[0][:120]})") from error
+            raise UserError(
+                f"source {url}: not a readable parquet file ({str(error).splitlines()[0][:120]})"
+            ) from error
         except OSError as error:
             raise UserError(f"source {url}: cannot be read ({error})") from error
         identity = [info.get(key) for key in ("size", "mtime", "etag", "ETag", "sha256", "blob_id", "LastModified")]
@@ -325,11 +334,11 @@ def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like
 
 def street_source(spec: str, work_dir: str | Path | None, seed: int, processes: int | None) -> ParquetSource:
     """The embedded benchmark: drawn once, written in the public schema, and read back like any other parquet."""
-    from roadwork.data import street
-
     text = spec.partition(":")[2] or "1000"
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"source {spec}: N in street:N is a whole number of photos, 1 or more")
+    from roadwork.data import street
+
     folder = Path(work_dir) if work_dir is not None else Path(tempfile.mkdtemp(prefix="roadwork-street-"))
     drawn_by = hashlib.sha256(Path(street.__file__).read_bytes()).hexdigest()[:16]
     wanted = f"street n={int(text)} seed={seed} code={drawn_by}\n"

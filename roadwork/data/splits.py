@@ -67,7 +67,9 @@ def assign_splits(
     for name, fraction in (("test", test_fraction), ("val", val_fraction)):
         if fraction > 0.0 and name not in split:
             train = [i for i, s in enumerate(split) if s == "train"]
-            for i in carve([groups[i] for i in train], [int(records[i].label or 0) for i in train], fraction, seed, name):
+            for i in carve(
+                [groups[i] for i in train], [int(records[i].label or 0) for i in train], fraction, seed, name
+            ):
                 split[train[i]] = name
     return Assignment(split, reason)
 

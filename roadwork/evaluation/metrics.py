@@ -99,14 +99,14 @@ def mcc(confusion: Any) -> float:
     rows_and_columns = ((tp + fp), (tp + fn), (tn + fp), (tn + fn))
     if any(side <= 0 for side in rows_and_columns):
         return 0.0
-    value = (tp * tn - fp * fn) / math.prod(math.sqrt(side) for side in rows_and_columns)
+    value = (tp * tn - fp * fn) / math.sqrt(math.prod(rows_and_columns))
     return max(-1.0, min(1.0, float(value)))
 
 
 def _mcc_rows(tables: Array) -> Array:
     tn, fp, fn, tp = tables.T
     sides = np.stack([tp + fp, tp + fn, tn + fp, tn + fn])
-    scale = np.sqrt(sides).prod(axis=0)
+    scale = np.sqrt(sides.prod(axis=0))
     filled = (sides > 0).all(axis=0)
     return np.where(filled, (tp * tn - fp * fn) / np.where(filled, scale, 1.0), 0.0)
 

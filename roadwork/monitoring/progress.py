@@ -66,7 +66,13 @@ class Progress:
             # the figures travel as the 'unit', since tqdm puts a comma before its postfix
             form = "{desc} {n_fmt}/{total_fmt} |{bar:20}| {unit}" if total else "{desc} {n_fmt}  {unit}"
             self._bar = tqdm(
-                total=total or None, initial=start, desc=stage, file=self.stream, bar_format=form, **_width(self.stream)
+                total=total or None,
+                initial=start,
+                desc=stage,
+                file=self.stream,
+                unit="",
+                bar_format=form,
+                **_width(self.stream),
             )
 
     def update(self, step: int, images: float = 0.0, figures: Mapping[str, float] | None = None) -> None:

@@ -34,7 +34,11 @@ def pretrain(config: Config) -> Counters:
     counters = trainer.run()
     if engine.is_main:
         ended = "finished" if counters.finished else "stopped; launch again to continue"
-        best = f"best validation MCC {counters.best_mcc:.3f} at step {counters.best_step}" if counters.best_step >= 0 else ""
+        best = (
+            f"best validation MCC {counters.best_mcc:.3f} at step {counters.best_step}"
+            if counters.best_step >= 0
+            else ""
+        )
         _say(f"pretrain {ended} at step {counters.step} of {data.steps}. {best}", f"run folder: {folder}")
         if counters.skipped:
             _say(f"{len(counters.skipped)} photos could not be read: {folder}/skipped.jsonl names them")
@@ -79,7 +83,9 @@ def describe(config: Config) -> None:
         f"disk: {needed / GIB:.2f} GiB for checkpoints and models, {free / GIB:.1f} GiB free at {parent}",
     )
     if needed > free:
-        raise UserError(f"{parent} has {free / GIB:.1f} GiB free, {needed / GIB:.1f} GiB are needed; give another --run.dir")
+        raise UserError(
+            f"{parent} has {free / GIB:.1f} GiB free, {needed / GIB:.1f} GiB are needed; give another --run.dir"
+        )
 
 
 def _say(*lines: str) -> None:

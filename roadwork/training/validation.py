@@ -39,7 +39,9 @@ class Scores:
 
 
 @torch.no_grad()
-def validate(engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: EvalLoader, resamples: int = 200) -> Scores:
+def validate(
+    engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: EvalLoader, resamples: int = 200
+) -> Scores:
     """Score a labelled split. Collective; every rank returns the same Scores.
 
     Each rank takes every world_size-th photo, so that none is doubled and none is padded in.

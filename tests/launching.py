@@ -1,0 +1,96 @@
+"""Real processes through the real launcher, with a time-out that kills them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "--model.backbone=test_vit", "--model.weights=random", "--model.hidden_dim=32", "--model.num_layers=2",
+    "--model.num_heads=4", "--model.num_kv_heads=2", "--model.expert_dim=32", "--model.segmentation_size=8",
+    "--model.prune_after=1", "--data.workers=1", "--training.global_batch=8", "--training.micro_batch=2",
+    "--training.warmup_steps=2", "--training.learning_rate=1e-3", "--training.image_every_steps=0",
+    "--monitoring.console=false", "--engine.timeout_s=120",
+]  # fmt: skip
+"""A detector and a batch small enough for two processes on two cores; weights are randomly initialised."""
+
+
+@dataclass
+class Finished:
+    """A launched job that has ended."""
+
+    status: int
+    output: str
+
+
+class Job:
+    """A launcher and its ranks, in a session of their own."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait(self, timeout: float) -> Finished:
+        """Its end; a job that outlives the time-out is killed, ranks included, and fails the test."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            output, _ = self.process.communicate()
+            pytest.fail(f"the job outlived {timeout} s:\n{output[-4000:]}")
+        return Finished(self.process.returncode, output)
+
+    def kill(self) -> None:
+        """SIGKILL to the launcher's group; the kernel then kills the ranks (PR_SET_PDEATHSIG)."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a launched job: this checkout first, one thread per process."""
+    made = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PET_", "SLURM_"))}
+    made.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", CUDA_VISIBLE_DEVICES="", **extra)
+    return made
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(script: str, *arguments: str, processes: int = 2, config: str = "cpu.yaml", **extra: str) -> Job:
+    """`accelerate launch` of a script of this repository."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+        "--config_file", f"accelerate_configs/{config}", "--num_processes", str(processes),
+        "--main_process_port", str(free_port()), script, *arguments,
+    ]  # fmt: skip
+    return Job(command, environment(**extra))
+
+
+def require(name: str, program: str, install: str) -> None:
+    """Skip where the system lacks a program, unless ROADWORK_REQUIRE says that it must be there."""
+    if shutil.which(program) is None:
+        if name in os.environ.get("ROADWORK_REQUIRE", "").split():
+            pytest.fail(f"{program} is required here and missing: {install}")
+        pytest.skip(f"{program} is missing: {install}")
