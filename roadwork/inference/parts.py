@@ -1,4 +1,4 @@
-"""Results of a sharded stage: one append-only file per process, restartable in the middle, merged by id exactly once."""
+"""Results of a sharded stage: one append-only file per process, restartable, merged by id exactly once."""
 
 from __future__ import annotations
 

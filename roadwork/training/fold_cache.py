@@ -78,12 +78,12 @@ class Encoding:
         return views
 
     def __call__(self, model: RoadworkDetector, batch: Batch, copies: np.ndarray) -> Encoded:
-        """The encoder's output of a batch (moved to the device by the caller); no patch tokens, folds train no masks."""
+        """The encoder's output of a batch (moved to the device by the caller); no patch tokens."""
         return model.encode(self.views(batch, copies), batch.view_mask, batch.boxes, segmentation=False)
 
 
 class LivePrefix:
-    """Encodes every batch anew, with gradients: for adapters inside the encoder, and to measure what the cache saves."""
+    """Encodes every batch anew, with gradients: for adapters inside the encoder."""
 
     def __init__(self, index: ShardIndex, rows: np.ndarray, encoding: Encoding, config: Config) -> None:
         self.index, self.rows, self.encoding, self.config = index, rows, encoding, config

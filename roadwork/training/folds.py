@@ -1,4 +1,4 @@
-"""DoRA fine-tuning of folds: each from the same pristine weights, trained on cached encoder outputs, one per process."""
+"""DoRA fine-tuning of folds: each from the same pristine weights, on cached encoder outputs, one per process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -71,7 +70,7 @@ def fold_data(index: ShardIndex, config: Config) -> FoldData:
 
 
 def save_fold(result: FoldResult, data: FoldData, folder: Path, fold: int, identity: dict[str, Any]) -> Path:
-    """Write a fold under a temporary name and rename it: adapter as vanilla peft reads it, figures, held-out answers."""
+    """Write a fold under a temporary name and rename it: vanilla peft adapter, figures, held-out answers."""
     final = fold_path(folder, fold)
     temporary = folder / f".fold-{fold}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
