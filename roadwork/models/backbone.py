@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from roadwork.errors import UserError
+from roadwork.models.fixed_norm import fix_statistics
 from roadwork.models.weights import Recipe, create, is_vit
 
 
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.net = create(recipe, view_size)
+        fix_statistics(self.net)
         self.vit = is_vit(recipe.name)
         self.checkpointing = checkpointing
         self.channels_last = not self.vit
