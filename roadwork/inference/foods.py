@@ -45,7 +45,7 @@ def select(
     chosen = distances[..., :-1] if filter == "knn" else distances[..., -1:]
     mean = chosen.mean(axis=-1)
     if keep == "threshold":
-        kept = (chosen <= 1.0).all(axis=-1)
+        kept = np.asarray((chosen <= 1.0).all(axis=-1))
     else:
         number = max(1, int(np.ceil(keep_ratio * mean.shape[1])))
         ranked = mean.copy()

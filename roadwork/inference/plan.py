@@ -67,7 +67,8 @@ def make_plan(members: Members, val: Answers | None, truth: HeldOut, config: Con
     member_weights = np.zeros(number)
     member_weights[members.folds] = share
     details: dict[str, Any] = {"held_out": describe_held_out(truth), "members": members.names, "weighting": weighting}
-    temperature, table = float("inf"), []
+    temperature = float("inf")
+    table: list[tuple[float, float]] = []
     if selection is not None and len(truth.labels):
         temperature, table = foods.fit_temperature(selection, log_odds[:, :, 0], truth.loss)
     details["tta_temperature"] = {

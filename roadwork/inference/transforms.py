@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def transforms(number: int, seed: int, degrees: float = 10.0, colour: float = 0.
 
 
 def _transform(kinds: tuple[str, ...], size: np.ndarray, degrees: float, colour: float) -> Transform:
-    values = {
+    values: dict[str, tuple[str, Any]] = {
         "rotate": ("degrees", degrees * size[0]),
         "unrotate": ("degrees", -degrees * size[0]),
         "zoom": ("zoom", 1 + colour * size[1]),
@@ -145,4 +146,5 @@ def _transform(kinds: tuple[str, ...], size: np.ndarray, degrees: float, colour:
         "flip": ("flip", True),
     }
     chosen = dict(values[kind] for kind in kinds)
-    return Transform(**{name: value if value is True else float(value) for name, value in chosen.items()})
+    magnitudes: dict[str, Any] = {name: value if value is True else float(value) for name, value in chosen.items()}
+    return Transform(**magnitudes)

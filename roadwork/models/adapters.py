@@ -25,7 +25,7 @@ def lora_config(config: FoldsConfig) -> LoraConfig:
     return LoraConfig(
         use_dora=True,
         r=config.r,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # any number: it is only divided by r
         use_rslora=config.rslora,
         lora_dropout=0.0,
         target_modules=list(config.target_modules),

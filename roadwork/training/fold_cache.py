@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ from roadwork.models.detector import Encoded, RoadworkDetector
 CHUNK = 64
 """Photos per chunk, at least; at most about a thousand chunks are made."""
 METADATA = "metadata."
+SLOTS = ("tokens", "view_mask", "kept", "boxes")
+"""Arrays with one row per kept view; a photo's valid rows come first."""
 
 
 @dataclass
@@ -85,8 +88,11 @@ class Encoding:
 class LivePrefix:
     """Encodes every batch anew, with gradients: for adapters inside the encoder."""
 
-    def __init__(self, index: ShardIndex, rows: np.ndarray, encoding: Encoding, config: Config) -> None:
+    def __init__(
+        self, index: ShardIndex, rows: np.ndarray, encoding: Encoding, config: Config, with_gradients: bool = True
+    ) -> None:
         self.index, self.rows, self.encoding, self.config = index, rows, encoding, config
+        self.with_gradients = with_gradients
 
     def batches(
         self, model: RoadworkDetector, positions: np.ndarray, copies: np.ndarray, batch: int
@@ -98,7 +104,21 @@ class LivePrefix:
             part = slice(first, first + len(loaded.ids))
             first = part.stop
             moved = loaded.to(self.encoding.device)
-            yield Prefix(self.encoding(model, moved, copies[part]), moved.metadata, positions[part])
+            with _frozen(model), torch.set_grad_enabled(self.with_gradients and torch.is_grad_enabled()):
+                encoded = self.encoding(model, moved, copies[part])
+            yield Prefix(encoded, moved.metadata, positions[part])
+
+
+@contextmanager
+def _frozen(model: RoadworkDetector) -> Iterator[None]:
+    """Evaluation mode inside the block: the encoder is frozen but for its adapters, so no dropout, no batch statistics."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 class PrefixCache:
@@ -180,15 +200,18 @@ class PrefixCache:
             part = slice(first, first + batch)
             yield self._batch(positions[part], copies[part])
 
+    def _photo(self, position: int, copy: int) -> dict[str, np.ndarray]:
+        """One copy of one photo without its chunk's padding: a batch is then padded as the encoder pads it."""
+        arrays = {name: array[position % self.chunk, copy] for name, array in self._map(position // self.chunk).items()}
+        slots = int(arrays["view_mask"].sum())
+        return {name: value[:slots] if name in SLOTS else value for name, value in arrays.items()}
+
     def _batch(self, positions: np.ndarray, copies: np.ndarray) -> Prefix:
-        picked = [
-            {name: array[position % self.chunk, copy] for name, array in self._map(position // self.chunk).items()}
-            for position, copy in zip(positions, copies, strict=True)
-        ]
+        picked = [self._photo(position, copy) for position, copy in zip(positions, copies, strict=True)]
         tensors = {name: torch.from_numpy(_pad([one[name] for one in picked])).to(self.device) for name in picked[0]}
         metadata = {name.removeprefix(METADATA): t for name, t in tensors.items() if name.startswith(METADATA)}
         fields = {name: value for name, value in tensors.items() if not name.startswith(METADATA)}
-        absent = {field.name: None for field in dataclasses.fields(Encoded) if field.name not in fields}
+        absent: dict[str, Any] = {field.name: None for field in dataclasses.fields(Encoded) if field.name not in fields}
         return Prefix(Encoded(**fields, **absent), metadata, positions)
 
 
@@ -218,7 +241,7 @@ def _pad(arrays: list[np.ndarray]) -> np.ndarray:
         return np.stack(arrays)
     stacked = np.zeros((len(arrays), *shape), arrays[0].dtype)
     for row, array in enumerate(arrays):
-        stacked[(row, *(slice(0, side) for side in array.shape))] = array
+        stacked[row][tuple(slice(0, side) for side in array.shape)] = array
     return stacked
 
 

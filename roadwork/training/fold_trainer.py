@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class _FoldTrainer:
     @property
     def detector(self) -> RoadworkDetector:
         """The detector with the adapters in it."""
-        return self.model.get_base_model()
+        return cast(RoadworkDetector, self.model.get_base_model())
 
     def run(self) -> FoldResult:
         """All epochs, or until `patience` epochs brought nothing better."""
