@@ -71,31 +71,42 @@ def answer_batch(
     distribution: TrainingDistribution | None,
     image_only: bool,
 ) -> list[Record]:
-    """Records of one batch (already on the device). One augmentation at a time bounds the memory to one batch."""
+    """Records of one batch (already on the device).
+
+    The encoder sees one augmentation at a time, which bounds the memory; the few tokens that it leaves of each are then
+    decided on together.
+    """
     views = as_float(batch)
     metadata = None if image_only else batch.metadata
-    values, distances = [], []
-    for transform in transforms:
-        encoded = members.encode(transform(views, batch.view_mask), batch.view_mask, batch.boxes)
-        log_odds, output = members.decide(encoded, metadata)
-        values.append(log_odds.cpu().numpy())
-        if distribution is not None:
-            distances.append(distribution.distances(depths_of(output)))
-        if transform == Transform():
-            alone = log_odds if image_only else members.decide(encoded, None)[0]
+    each = [members.encode(t(views, batch.view_mask), batch.view_mask, batch.boxes) for t in transforms]
+    log_odds, output = members.decide(members.join(each), _repeated(metadata, len(transforms)))
+    photos = len(batch.ids)
+    values = log_odds.reshape(len(transforms), photos, -1).transpose(0, 1).cpu().numpy()
+    alone = values[:, 0] if image_only else members.decide(each[0], None)[0].cpu().numpy()
+    distances = None
+    if distribution is not None:
+        found = distribution.distances(depths_of(output))
+        distances = found.reshape(len(transforms), photos, -1).transpose(1, 0, 2)
     records = []
     for row, name in enumerate(batch.ids):
-        readable = bool(batch.weight[row] > 0)
+        readable = float(batch.weight[row] > 0)
         record: Record = {
             "id": name,
-            "readable": readable,
-            "log_odds": [value[row].tolist() if readable else [0.0] * value.shape[1] for value in values],
-            "image_only": alone[row].tolist() if readable else [0.0] * alone.shape[1],
+            "readable": bool(readable),
+            "log_odds": (values[row] * readable).tolist(),
+            "image_only": (alone[row] * readable).tolist(),
         }
-        if distribution is not None:
-            record["distances"] = [distance[row].tolist() for distance in distances]
+        if distances is not None:
+            record["distances"] = distances[row].tolist()
         records.append(record)
     return records
+
+
+def _repeated(metadata: dict[str, Tensor] | None, times: int) -> dict[str, Tensor] | None:
+    """The photos' metadata once per augmentation."""
+    if metadata is None or times == 1:
+        return metadata
+    return {name: torch.cat([value] * times) for name, value in metadata.items()}
 
 
 def depths_of(output: Any) -> tuple[np.ndarray, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from roadwork.config import Config
 from roadwork.errors import UserError
-from roadwork.models import RoadworkDetector
+from roadwork.models import Encoded, RoadworkDetector
 from roadwork.models.adapters import Overrides, average, call_with, file_digest, merged_overrides, modules_of_encoder
 
 PRETRAINED, SOUP = "pretrained", "soup"
@@ -44,6 +44,16 @@ class Members:
             call_with(self.model, overrides, "encode", views, view_mask, boxes, False) if own else shared
             for own, overrides in zip(self.own_encoder, self.overrides, strict=True)
         ]
+
+    def join(self, each: list[list[Any]]) -> list[Any]:
+        """Encodings of several batches (augmentations) as one batch per member; shared ones are joined once."""
+        if len(each) == 1:
+            return each[0]
+        joined: dict[int, Any] = {}
+        for column, first in enumerate(each[0]):
+            if id(first) not in joined:
+                joined[id(first)] = Encoded.cat([one[column] for one in each])
+        return [joined[id(first)] for first in each[0]]
 
     def decide(self, encoded: list[Any], metadata: dict[str, Tensor] | None) -> tuple[Tensor, Any]:
         """Log-odds float64 [B,M] of every member, and the pre-trained member's whole output."""

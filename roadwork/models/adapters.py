@@ -140,7 +140,8 @@ def call_with(model: nn.Module, overrides: Overrides, method: str, *args: Any) -
     """`model.method(*args)` with some weights replaced for this call; nothing is copied."""
     if not overrides:
         return getattr(model, method)(*args)
-    return functional_call(_Call(model), {f"model.{name}": value for name, value in overrides.items()}, (method, *args))
+    named = {f"model.{name}": value for name, value in overrides.items()}
+    return functional_call(_Call(model), named, (method, *args), tie_weights=False)
 
 
 def average(members: list[Overrides], base: Mapping[str, torch.Tensor]) -> Overrides:
