@@ -141,7 +141,7 @@ class Bars:
 
 def tell(report: BuildReport, options: BuildOptions, seconds: float) -> None:
     """Print the outcome."""
-    rate = f", {report.encoded / seconds:.1f} photos/s" if report.encoded else ""
+    rate = f", encoding {report.encoded / report.encode_s:.1f} photos/s" if report.encoded else ""
     print(f"{report.encoded} photos encoded, {report.kept} kept from before, {seconds:.1f} s{rate}")
     if report.manifest is None:
         print("a range of shards was built; run without --shard-range to complete the folder")

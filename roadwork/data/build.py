@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -40,6 +41,8 @@ class BuildReport:
     encoded: int
     kept: int
     unchanged: bool = False
+    encode_s: float = 0.0
+    """Seconds of reading, decoding and encoding alone."""
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildReport:
@@ -59,11 +62,13 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         if previous is not None and previous.get("build", {}).get("fingerprint") != plan.fingerprint():
             (out / MANIFEST).unlink()  # from here on the folder is no longer what its manifest says
             previous = None
+        started = time.monotonic()
         results = encode(plan, source, options, processes, progress)
+        encode_s = time.monotonic() - started
         encoded = sum(
             len(shard.entries) for shard, result in zip(plan.shards, results, strict=True) if result and not result.kept
         )
-        report = BuildReport(None, encoded, len(plan.entries) - encoded)
+        report = BuildReport(None, encoded, len(plan.entries) - encoded, encode_s=encode_s)
         if any(result is None for result in results):
             report.kept = 0
             return report

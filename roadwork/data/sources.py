@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import posixpath
 import re
 import tempfile
@@ -321,6 +322,7 @@ def split_word(value: Any) -> str | None:
 
 def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like the other sources
     """The hub's parquet, resolved by `datasets` and read by byte range."""
+    logging.disable(logging.WARNING)  # the hub's client tells its retries; the one line below says what matters
     try:
         import datasets
 
@@ -331,6 +333,8 @@ def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like
             f"source natix: the hub's {name} cannot be reached ({type(error).__name__}); download its parquet files "
             f"elsewhere (hf download {name} --repo-type dataset) and give their folder as the source"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     if not listed:
         raise UserError(f"source natix: the hub's {name} lists no parquet files; give a folder of them as the source")
     source = ParquetSource.__new__(ParquetSource)
