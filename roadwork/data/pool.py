@@ -118,6 +118,8 @@ class DecodePool:
             arrays = self.layout.arrays(self._slot(job.slot), views)
             job.failed = fill_rows(tasks, self._reader, self.layout, arrays)
             job.chunks = {}
+        elif self._died():  # looked at here too: its siblings would go on alone, at part of the speed
+            self._restart()
         else:
             self._backlog.extend(job.chunks.values())
             self._flush()
@@ -175,7 +177,7 @@ class DecodePool:
         poll = select.poll()
         poll.register(self._results, select.POLLIN)
         if not poll.poll(_POLL_MS):
-            if any(process.poll() is not None for process in self._processes):
+            if self._died():
                 self._restart()
             return
         try:
@@ -219,6 +221,9 @@ class DecodePool:
         for end in (theirs, answers):
             end.close()
         os.close(config)
+
+    def _died(self) -> bool:
+        return any(process.poll() is not None for process in self._processes)
 
     def _restart(self) -> None:
         codes = [process.poll() for process in self._processes]
