@@ -144,6 +144,12 @@ def test_the_last_sample_with_weight_takes_a_draw_that_rounds_up() -> None:
     assert order.at(np.arange(10)).max() == 9
 
 
+def test_a_draw_on_an_edge_belongs_to_the_next_sample_with_weight() -> None:
+    order = EpochOrder([0.0, 1.0, 0.0, 1.0, 1.0], 0, 0, 3)
+    order.offset = 0.0
+    assert sorted(order.at(np.arange(3)).tolist()) == [1, 3, 4]
+
+
 def test_a_mapped_table_gives_the_same_order(tmp_path) -> None:
     weights = np.random.default_rng(0).choice([5, 2.5, 1, 0.3, 0], 5000)
     mapped = mapped_table(tmp_path, "train", "a1", weights)
