@@ -66,7 +66,7 @@ class _Loader:
         fits = SHARED_BYTES // layout.slot_bytes - HELD
         ahead = max(1, min(self._prefetch * self.workers, fits)) if self.workers else 1
         pin = torch.cuda.is_available() and torch.cuda.is_initialized()
-        pool = DecodePool(self.index.paths, layout, workers=self.workers, ahead=ahead, pin=pin)
+        pool = DecodePool(self.index.paths, layout, workers=self.workers, ahead=ahead, pin=pin, cache=self.index.cache)
         self._pools.append(pool)
         queue: deque[tuple[_Plan, Job]] = deque()
         try:

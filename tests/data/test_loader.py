@@ -242,6 +242,14 @@ def test_text_comes_only_when_asked_for(tmp_path: Path) -> None:
         assert "text" not in next(iter(EvalLoader(index, batch=4, workers=workers))).metadata
 
 
+def test_moving_a_batch_keeps_everything(folder: Path) -> None:
+    batch = next(iter(train(folder, workers=1)))
+    assert_same(batch, batch.to("cpu", non_blocking=True))
+    meta = batch.to("meta")
+    assert meta.views.shape == batch.views.shape and meta.metadata["gps"].is_meta and meta.masks.is_meta
+    assert meta.ids == batch.ids
+
+
 def test_masks_can_be_left_out(folder: Path) -> None:
     assert next(iter(train(folder, load_masks=False))).masks is None
 
@@ -255,6 +263,13 @@ def processes(loader: TrainLoader) -> list[int]:
     return [process.pid for process in loader._pools[0]._processes]
 
 
+def default_signals(pid: int) -> bool:
+    """Whether SIGTERM and SIGUSR2 are neither blocked, ignored nor caught."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [int(status.split(f"{line}:")[1].split()[0], 16) for line in ("SigBlk", "SigIgn", "SigCgt")]
+    return not any(mask >> (number - 1) & 1 for mask in masks for number in (signal.SIGTERM, signal.SIGUSR2))
+
+
 def test_workers_stand_apart_and_end_with_the_loader(folder: Path) -> None:
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -265,10 +280,10 @@ def test_workers_stand_apart_and_end_with_the_loader(folder: Path) -> None:
         assert len(pids) == 2
         for pid in pids:
             assert os.getpgid(pid) == pid != os.getpgrp()
-            status = Path(f"/proc/{pid}/status").read_text()
-            for line in ("SigBlk", "SigIgn", "SigCgt"):
-                bits = int(status.split(f"{line}:")[1].split()[0], 16)
-                assert not bits >> (signal.SIGTERM - 1) & 1 and not bits >> (signal.SIGUSR2 - 1) & 1
+            deadline = time.monotonic() + 20  # a worker that is still starting has the handlers that it inherited
+            while not default_signals(pid):
+                assert time.monotonic() < deadline, Path(f"/proc/{pid}/status").read_text()
+                time.sleep(0.05)
         loader.close()
         for pid in pids:
             assert not Path(f"/proc/{pid}").exists()
@@ -277,7 +292,9 @@ def test_workers_stand_apart_and_end_with_the_loader(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_workers_are_replaced_and_nothing_is_lost(folder: Path, number: signal.Signals) -> None:
+def test_killed_workers_are_replaced_and_nothing_is_lost(
+    folder: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
     loader = train(folder, workers=2, prefetch=1, end_position=None)
     reference = iter(train(folder, end_position=None))
     for turn, batch in enumerate(loader):
@@ -290,6 +307,7 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(folder: Path, number: s
         if turn == 30:
             break
     loader.close()
+    assert sum(number.name in record.getMessage() for record in caplog.records) >= 2
 
 
 def test_workers_die_with_a_killed_trainer(folder: Path) -> None:
