@@ -26,8 +26,8 @@ class ViewPruner(nn.Module):
     """Scores views by their vector at the pruning depth and keeps the best of each photo.
 
     A hard choice has no gradient, so the vectors of kept views are multiplied by sigmoid(score) later on (by the
-    caller): a view that helps pulls its score up. At first the scores lean towards larger boxes, so that training starts
-    with the whole photo kept. DynamicViT (Rao et al. 2021) prunes patches in a like manner.
+    caller): a view that helps pulls its score up. At first the scores lean towards larger boxes, so that training
+    starts with the whole photo kept. DynamicViT (Rao et al. 2021) prunes patches in a like manner.
 
     Args:
         dim: width of the view vectors at the pruning depth.
