@@ -11,7 +11,7 @@ from roadwork.errors import UserError
 
 
 def keep_count(valid: int, keep_ratio: float) -> int:
-    """ceil(keep_ratio * valid): 12 -> 8 for 2/3. The small constant keeps 2/3 * 12 from becoming 9."""
+    """ceil(keep_ratio * valid): 12 -> 8 for 2/3. The small constant keeps 0.07 * 100 (7.000000000000001) from becoming 8."""
     return math.ceil(keep_ratio * valid - 1e-9)
 
 

@@ -128,7 +128,7 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
 
 
 def _from_hub(name: str) -> nn.Module:
-    """timm's pretrained net; from the local cache alone where the hub cannot be reached (its client tries for a minute)."""
+    """timm's pretrained net; from the local cache alone where the hub is out of reach (its client tries for a minute)."""
     host = urlsplit(hub.ENDPOINT).hostname or "huggingface.co"
     online = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
     if not online:
