@@ -52,9 +52,10 @@ def mark_dynamic(x: Tensor, *dims: int) -> None:
 class Backbone(nn.Module):
     """A timm ViT (VisionTransformer, Eva with DINOv3) or convolutional net.
 
-    Convolutional families: EfficientNet, MobileNetV3, ConvNeXt, ResNet, RegNet. ViT: the view's vector is the normalised
-    class token (mean of the patch tokens where there is none), its patch tokens are the normalised ones. Convolutional:
-    the vector is what the classifier would get, the patch tokens are the last map of stride 16 or less. A unit is a block of a ViT, a stage of a convolutional net.
+    Convolutional families: EfficientNet, MobileNetV3, ConvNeXt, ResNet, RegNet. ViT: the view's vector is the
+    normalised class token (mean of the patch tokens where there is none), its patch tokens are the normalised ones.
+    Convolutional: the vector is what the classifier would get, the patch tokens are the last map of stride 16 or less.
+    A unit is a block of a ViT, a stage of a convolutional net.
 
     Frozen parts have no gradients and stay in eval mode under `.train()`. Batch norms ALWAYS stay in eval mode, also in
     full training: batches are small and differ between processes, and the engine averages no buffers.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import ModelConfig
+from roadwork.data.views import check_view_size
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone, mark_dynamic
 from roadwork.models.fusion import GatedFusion, Pyramid
@@ -72,7 +73,7 @@ class RoadworkDetector(Saved, nn.Module):
             raise UserError(f"attention backend {attention_backend!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
         name = resolve_backbone(config.backbone)
         self.config = config = dataclasses.replace(config, backbone=name)
-        self.view_size, self.attention_backend, self.compiled = int(view_size), attention_backend, False
+        self.view_size, self.attention_backend, self.compiled = check_view_size(view_size), attention_backend, False
         self.calibration: dict[str, float] | None = None
         fresh = recipe is None
         recipe = plan(name, config.weights) if recipe is None else recipe

@@ -65,8 +65,6 @@ class GatedFusion(nn.Module):
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
         weights = logits.softmax(-1) * gate[:, None]
-        if mask is not None:
-            weights = weights * mask[:, None]
         weights = weights / (weights.sum(-1, keepdim=True) + self.eps)
         values = self.v_proj(y).view(batch, length, self.num_heads, -1)
         pooled = torch.einsum("bhk,bkhd->bhd", weights.to(values.dtype), values).reshape(batch, width)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub.constants as hub
 import timm
 import torch
 from torch import Tensor, nn
@@ -47,7 +52,7 @@ def resolve_backbone(name: str, device_type: str | None = None) -> str:
 def create(recipe: Recipe, view_size: int) -> nn.Module:
     """timm's net without a classifier, randomly initialised; UserError for names and sizes that cannot be."""
     if not timm.is_model(recipe.name):
-        close = ", ".join(timm.list_models(f"*{recipe.name.split('_')[0]}*")[:4]) or LITE0
+        close = ", ".join(difflib.get_close_matches(recipe.name, timm.list_models(), 3, 0.5)) or LITE0
         raise UserError(f"model.backbone {recipe.name!r} is not a timm model; near it: {close}")
     arguments: dict[str, Any] = {"num_classes": 0, **recipe.arguments}
     entry = timm.model_entrypoint(recipe.name)
@@ -111,7 +116,7 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
         _fill(net, _read(path), str(path))
         return LITE0_ORIGIN
     try:
-        pretrained = timm.create_model(recipe.name, pretrained=True, num_classes=0)
+        pretrained = _from_hub(recipe.name)
     except Exception as error:  # the hub fails in many ways (offline, gated, no such tag), all mean the same here
         raise UserError(
             f"model.weights auto: no pretrained weights of {recipe.name} ({_line(error)}); "
@@ -120,6 +125,24 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
     _fill(net, pretrained.state_dict(), "hub")
     tag = timm.get_pretrained_cfg(recipe.name)
     return f"timm {recipe.name}" + (f".{tag.tag}" if tag is not None and tag.tag else "")
+
+
+def _from_hub(name: str) -> nn.Module:
+    """timm's pretrained net; from the local cache alone where the hub is out of reach (its client tries for a minute)."""
+    host = urlsplit(hub.ENDPOINT).hostname or "huggingface.co"
+    online = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
+    if not online:
+        try:
+            socket.create_connection((host, 443), timeout=10).close()
+            online = True
+        except OSError:
+            pass
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or not online
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _read(path: Path) -> dict[str, Tensor]:

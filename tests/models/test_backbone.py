@@ -131,7 +131,7 @@ def test_bad_weights_and_names_are_one_line_each(build: Build, tmp_path: Path) -
         "is not a file": {"weights": str(tmp_path / "missing.pth")},
         "cannot be read": {"weights": str(tmp_path / "broken.pth")},
         "lack|another architecture": {"weights": str(other)},
-        "does not suit|do not suit": {"view_size": 100},
+        "view size 100": {"view_size": 100},
         "model.trainable": {"trainable": "last-99"},
         "model.prune_after": {"prune_after": 7},
         "model.keep_ratio": {"keep_ratio": 1.5},

@@ -113,6 +113,8 @@ def test_pruned_views_cost_nothing_after_the_pruning_depth(build: Build) -> None
 
 def test_keep_count_rounds_up_without_floating_point_surprises() -> None:
     assert [keep_count(v, 2 / 3) for v in range(1, 13)] == [-(-2 * v // 3) for v in range(1, 13)]
+    assert keep_count(10, 0.7) == 7
+    assert keep_count(100, 0.07) == 7
     pruner = ViewPruner(4, 2 / 3)
     mask = torch.arange(12)[None] < torch.arange(1, 13)[:, None]
     kept, kept_mask = pruner.choose(torch.randn(12, 12), mask)
