@@ -55,12 +55,10 @@ def photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 class Photos(Sequence[Any]):
-    """The photos of some rows of an index, read and stitched when asked for; a damaged one is black. Keeps the last
-    64.
-    """
+    """The photos of some rows of an index, read and stitched when asked for (the last 64 are kept); a damaged one is black."""
 
     def __init__(self, index: Any, rows: Any, width: int = 1280) -> None:
-        self.index, self.rows, self.width = index, np.asarray(rows, dtype=np.int64), width
+        self.rows = np.asarray(rows, dtype=np.int64)
         self._read = functools.lru_cache(maxsize=64)(lambda row: stitched(index, row, width))
 
     def __len__(self) -> int:
