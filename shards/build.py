@@ -111,16 +111,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, show progress, and print what came out."""
     options = options_of(parser().parse_args(argv))
     started = time.monotonic()
-    with tqdm(unit="photo", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def show(done: int, kept: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"kept {kept}" if kept else "", refresh=False)
-            bar.update(done - bar.n)
-
-        report = build(options, show)
+    with Bars() as bars:
+        report = build(options, bars.show)
     tell(report, options, time.monotonic() - started)
     return 0
+
+
+class Bars:
+    """One progress bar with rate and time left per stage."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, tqdm[None]] = {}
+
+    def show(self, stage: str, done: int, kept: int, total: int) -> None:
+        """As roadwork.data.build.Progress."""
+        if stage not in self.bars:
+            self.bars[stage] = tqdm(total=total, desc=stage, unit="photo", disable=None, dynamic_ncols=True)
+        bar = self.bars[stage]
+        bar.set_postfix_str(f"kept {kept}" if kept else "", refresh=False)
+        bar.update(done - bar.n)
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for bar in self.bars.values():
+            bar.close()
 
 
 def tell(report: BuildReport, options: BuildOptions, seconds: float) -> None:

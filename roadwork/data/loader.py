@@ -111,7 +111,8 @@ class _Loader:
             named = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:5])
             raise UserError(
                 f"{len(self.unreadable)} photos of {self.index.folder} cannot be read, "
-                f"more than data.bad_sample_budget {self.budget:g} allows ({named}); run `python -m shards.verify {self.index.folder}` and build again"
+                f"more than data.bad_sample_budget {self.budget:g} allows ({named}); "
+                f"run `python -m shards.verify {self.index.folder}` and build again"
             )
 
     def close(self) -> None:

@@ -119,7 +119,7 @@ class Video:
 @dataclass(frozen=True)
 class Photo:
     """A drawn photo: `rgb` uint8 [720, 1280, 3]; `masks` uint8 [720, 1280], bit k = class k; its row without the two
-    encoded pictures; `split`; `objects`: (name, class or None, height in px, visible px) of everything that stands in it."""
+    encoded pictures; `split`; `objects`: (name, class or None, height in px, visible px) of all that stands in it."""
 
     rgb: Image
     masks: Image
@@ -166,7 +166,7 @@ def _video(number: int, seed: int) -> Video:
     weather = WEATHERS[int(rng.choice(len(WEATHERS), p=odds / odds.sum()))]
     daytime = str(rng.choice(["Light", "Twilight", "Dark"], p=[0.74, 0.10, 0.16]))
     glare = weather in ("Sunny", "Partly Cloudy") and daytime != "Dark" and rng.random() < 0.2
-    radius, angle = 9.0 * np.sqrt(rng.random()), 2 * np.pi * rng.random()
+    radius, angle = 9.0 * float(np.sqrt(rng.random())), 2 * float(np.pi) * rng.random()
     return Video(
         number, cycle * _STARTS[-1] + _STARTS[slot], _LENGTHS[slot], split, city, site, bool(rng.random() < _CLEAR),
         city.latitude + radius * float(np.sin(angle)) / 111.2,
@@ -200,7 +200,17 @@ def work_zone(rng: np.random.Generator, place: Place) -> list[Thing]:
     across = float(rng.uniform(-0.9, 0.9)) * min(place.road, 0.5 * middle)
     things: list[Thing] = []
     plan = list(rng.choice(["cone", "drum", "barricade", "block_barrier"], p=[0.44, 0.18, 0.22, 0.16], size=1))
-    singles = ["work_sign", "worker", "barricade", "cone", "excavator", "work_truck", "work_truck_side", "roller", "arrow_board"]
+    singles = [
+        "work_sign",
+        "worker",
+        "barricade",
+        "cone",
+        "excavator",
+        "work_truck",
+        "work_truck_side",
+        "roller",
+        "arrow_board",
+    ]
     odds = np.array([0.25, 0.25, 0.10, 0.12, 0.07, 0.06, 0.05, 0.05, 0.05])
     plan += list(rng.choice(singles, p=odds / odds.sum(), size=int(rng.integers(1, 4)), replace=False))
     for i, name in enumerate(plan):
@@ -243,10 +253,12 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
     return place, zone, plain
 
 
-def _paint(video: Video, frame_number: int, attempt: int, seed: int) -> tuple[Frame, list[tuple[str, int | None, float, int]]]:
+def _paint(
+    video: Video, frame_number: int, attempt: int, seed: int
+) -> tuple[Frame, list[tuple[str, int | None, float, int]]]:
     place, zone, plain = _layout(video.number, seed)
     rng = np.random.default_rng([video.seed, 4, frame_number, attempt])
-    horizon = 300 + float(np.random.default_rng([video.seed, 5]).uniform(0, 60)) + float(rng.normal(0, 3))
+    horizon = 385 + float(np.random.default_rng([video.seed, 5]).uniform(0, 35)) + float(rng.normal(0, 3))
     camera = Camera(horizon, 640 + float(rng.normal(0, 22)), 0.7 * frame_number - 2.0 * attempt)
     weather = video.conditions
     frame = paint_street(camera, place, cloud=weather.cloud, snow=weather.weather == "Snow", haze=weather.haze,
@@ -298,7 +310,7 @@ def _row(video: Video, index: int, frame_number: int, masks: Image) -> dict[str,
         "flickr_url": None,
         "coco_url": None,
         "date_captured": 0,
-        "gps": str([round(video.latitude + along, 8), round(video.longitude + along, 8)]) if has_gps else None,
+        "gps": str([round(float(video.latitude + along), 8), round(float(video.longitude + along), 8)]) if has_gps else None,
         "city_name": video.city.name,
         "scene_description": description,
         "video_info.frame_id": f"{frame_number * 30:06d}",
@@ -339,12 +351,16 @@ def _encoded(job: tuple[int, int]) -> tuple[str, dict[str, Any]]:
 
 
 def write_parquet(
-    out_dir: str | Path, n: int, seed: int = 0, processes: int | None = None, progress: Callable[[int, int], None] | None = None
+    out_dir: str | Path,
+    n: int,
+    seed: int = 0,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write photos 0..n-1 as `train-*.parquet` and `test-*.parquet`; return the files.
 
-    `processes`: how many draw at a time (default: one per core); the files are the same for any number. `progress(done, n)`
-    is called as rows arrive. About 70 % of the photos are training photos, by whole videos.
+    `processes`: how many draw at a time (default: one per core); the files are the same for any number.
+    `progress(done, n)` is called as rows arrive. About 70 % of the photos are training photos, by whole videos.
     """
     if n < 24:
         raise UserError(f"the street benchmark needs at least 24 photos to have both splits, got {n}: ask for more")

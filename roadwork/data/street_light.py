@@ -13,7 +13,7 @@ WEATHERS = ("Sunny", "Partly Cloudy", "Cloudy", "Rain", "Snow", "Fog")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the sky does. `weather` one of WEATHERS; `daytime` Light, Twilight or Dark; `glare`: the sun stands low ahead."""
+    """What the sky does. `weather`: of WEATHERS; `daytime`: Light, Twilight, Dark; `glare`: a low sun ahead."""
 
     weather: str
     daytime: str
@@ -47,7 +47,9 @@ def _night(image: Floats, frame: Frame, rng: np.random.Generator, dark: bool) ->
     for column, row, radius, colour in frame.lamps:
         if not (-200 < column < WIDTH + 200 and -200 < row < HEIGHT + 200):
             continue
-        pool = np.exp(-(((xs - column) / (radius * 9 + 30)) ** 2) - ((ys - row - radius * 10) / (radius * 12 + 40)) ** 2)
+        pool = np.exp(
+            -(((xs - column) / (radius * 9 + 30)) ** 2) - ((ys - row - radius * 10) / (radius * 12 + 40)) ** 2
+        )
         np.maximum(lamplight, (0.42 if dark else 0.1) * pool, out=lamplight)
         halo = np.exp(-((xs - column) ** 2 + (ys - row) ** 2) / (radius * 2.0 + 4) ** 2)
         strength = (0.9 if dark else 0.5) * min(1.0, 0.3 + radius / 12)

@@ -119,7 +119,11 @@ def traffic_sign(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 def pedestrian(pen: Pen, rng: np.random.Generator, family: str) -> None:
     shirt = pick(rng, [ORANGE, ORANGE, YELLOW, RED, LIME, DARK_BLUE, WHITE], 10)
-    skin, trousers, hair = pick(rng, SKIN), pick(rng, [DARK_BLUE, BLACK, (130, 110, 84)]), pick(rng, [BLACK, (96, 62, 34)])
+    skin, trousers, hair = (
+        pick(rng, SKIN),
+        pick(rng, [DARK_BLUE, BLACK, (130, 110, 84)]),
+        pick(rng, [BLACK, (96, 62, 34)]),
+    )
     pen.line([(0.22, 0.54), (0.16, 0.96)], 0.08, trousers)
     pen.line([(0.27, 0.54), (0.34, 0.96)], 0.08, trousers)
     if rng.random() < 0.35:
@@ -204,7 +208,10 @@ def car_behind(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 def car_side(pen: Pen, rng: np.random.Generator, family: str) -> None:
     body = pick(rng, [(40, 42, 46), (160, 164, 168), (226, 226, 224), (34, 52, 92), (120, 24, 26), YELLOW, ORANGE], 10)
-    pen.poly([(0.06, 0.52), (0.62, 0.42), (0.98, 0.06), (2.06, 0.06), (2.46, 0.44), (2.86, 0.52), (2.9, 0.84), (0.04, 0.84)], body)
+    pen.poly(
+        [(0.06, 0.52), (0.62, 0.42), (0.98, 0.06), (2.06, 0.06), (2.46, 0.44), (2.86, 0.52), (2.9, 0.84), (0.04, 0.84)],
+        body,
+    )
     pen.poly([(0.80, 0.42), (1.06, 0.13), (1.48, 0.13), (1.48, 0.42)], GLASS)
     pen.poly([(1.56, 0.13), (2.02, 0.13), (2.30, 0.42), (1.56, 0.42)], GLASS)
     for x in (0.62, 2.3):

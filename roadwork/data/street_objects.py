@@ -43,7 +43,12 @@ def cone(pen: Pen, rng: np.random.Generator, family: str) -> None:
             return 0.045 + 0.20 * y
 
         pen.poly(
-            [(0.35 - half(top), top), (0.35 + half(top), top), (0.35 + half(bottom), bottom), (0.35 - half(bottom), bottom)],
+            [
+                (0.35 - half(top), top),
+                (0.35 + half(top), top),
+                (0.35 + half(bottom), bottom),
+                (0.35 - half(bottom), bottom),
+            ],
             colour,
         )
 

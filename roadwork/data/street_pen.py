@@ -61,7 +61,7 @@ class Pen:
         cv2.polylines(self.alpha, [pixels], False, 255, thickness, cv2.LINE_8, 4)  # type: ignore[call-overload]
 
     def stripes(self, points: Points, first: Colour, second: Colour, pitch: float, slope: float = 1.0) -> None:
-        """A polygon filled with alternating bands; `pitch`: length of one pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
+        """A polygon filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
         self.poly(points, first)
         xs, ys = zip(*points, strict=True)
         # the polygon's own bounding box, walked over in slanted bands and clipped by the polygon
@@ -75,7 +75,9 @@ class Pen:
         """Light from one side, and grain, over everything drawn so far."""
         side = float(rng.choice([-1.0, 1.0]))
         ramp = 1.0 + side * strength * np.linspace(-1, 1, self.rgb.shape[1], dtype=np.float32)
-        speck = rng.normal(0, grain, (max(2, self.rgb.shape[0] // 3), max(2, self.rgb.shape[1] // 3))).astype(np.float32)
+        speck = rng.normal(0, grain, (max(2, self.rgb.shape[0] // 3), max(2, self.rgb.shape[1] // 3))).astype(
+            np.float32
+        )
         speck = cv2.resize(speck, self.rgb.shape[1::-1])
         lit = self.rgb * ramp[None, :, None] + speck[..., None]
         self.rgb = np.clip(lit, 0, 255).astype(np.uint8)

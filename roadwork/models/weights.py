@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Recipe:
 
 
 def resolve_backbone(name: str, device_type: str | None = None) -> str:
-    """`auto` -> the large ViT where a GPU will compute, the small convolutional net elsewhere; other names as they are."""
+    """`auto` -> the large ViT where a GPU will compute, else the small convolutional net; other names as they are."""
     if name != "auto":
         return name
     if device_type is None:
@@ -79,7 +79,7 @@ def plan(name: str, weights: str) -> Recipe:
     elif timm.is_model(name):
         configured = timm.get_pretrained_cfg(name)
         if configured is not None:
-            recipe.mean, recipe.std = tuple(configured.mean), tuple(configured.std)
+            recipe.mean, recipe.std = _three(configured.mean), _three(configured.std)
     return recipe
 
 
@@ -91,7 +91,9 @@ def load(net: nn.Module, recipe: Recipe, weights: str) -> str:
         return _load_auto(net, recipe)
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"model.weights {weights!r} is not a file; give `auto`, `random` or a .safetensors, .pth or .bin file")
+        raise UserError(
+            f"model.weights {weights!r} is not a file; give `auto`, `random` or a .safetensors, .pth or .bin file"
+        )
     _fill(net, _read(path), str(path))
     return f"file {path.name}"
 
@@ -110,7 +112,7 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
         return LITE0_ORIGIN
     try:
         pretrained = timm.create_model(recipe.name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub fails in many ways (offline, gated, no such tag): all mean the same to the user
+    except Exception as error:  # the hub fails in many ways (offline, gated, no such tag), all mean the same here
         raise UserError(
             f"model.weights auto: no pretrained weights of {recipe.name} ({_line(error)}); "
             f"pass --model.weights random or a local file"
@@ -128,7 +130,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and header errors alike
-        raise UserError(f"weights {path} cannot be read ({_line(error)}); give a .safetensors, .pth or .bin file") from error
+        raise UserError(
+            f"weights {path} cannot be read ({_line(error)}); give a .safetensors, .pth or .bin file"
+        ) from error
     for key in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -165,6 +169,11 @@ def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
                 f"this backbone wants {tuple(wanted[key].shape)}"
             )
     net.load_state_dict(chosen)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def _line(error: BaseException) -> str:

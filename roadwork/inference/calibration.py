@@ -1,0 +1,106 @@
+"""Temperature and bias under the class prior of the place where the answers are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.model_selection import GroupKFold
+
+from roadwork.evaluation.metrics import group_codes, prior_weights
+
+SPREAD_LOG_TEMPERATURE = 1.0
+"""Standard deviation of the Gaussian prior on log T: a few dozen separable photos must not push T to 0."""
+SPREAD_BIAS = 2.0
+"""Standard deviation of the Gaussian prior on the bias, around the analytic shift."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p = sigmoid(log_odds / temperature + bias), log_odds = logit of the positive class minus that of the negative."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def log_odds(self, log_odds: np.ndarray) -> np.ndarray:
+        """Calibrated log-odds, same shape, float64."""
+        return np.asarray(log_odds, np.float64) / self.temperature + self.bias
+
+    def probability(self, log_odds: np.ndarray) -> np.ndarray:
+        """Probability of roadwork, same shape, float64."""
+        return expit(self.log_odds(log_odds))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted calibration and how it came about."""
+
+    calibration: Calibration
+    analytic_bias: float
+    fitted: bool
+    reason: str
+
+
+def log_odds_of(prior: float) -> float:
+    """log(p / (1 - p)) of a class prior, which is kept off 0 and 1 (a class that was never seen says nothing exact)."""
+    prior = min(max(float(prior), 1e-3), 1 - 1e-3)
+    return float(np.log(prior) - np.log1p(-prior))
+
+
+def analytic_shift(from_prior: float, to_prior: float) -> float:
+    """Bias that moves a model trained under one class prior to another (Saerens et al. 2002, eq. 4, in log-odds)."""
+    return log_odds_of(to_prior) - log_odds_of(from_prior)
+
+
+def fit_calibration(log_odds: np.ndarray, labels: np.ndarray, *, prior: float, source_prior: float) -> Fit:
+    """Temperature and bias by maximum a posteriori on held-out samples reweighted to `prior`.
+
+    log_odds [N], labels {0,1} [N]. `source_prior` is the positives' share of the training DRAWS; the shift from it
+    to `prior` is the start value and the centre of the bias' prior (weak: SPREAD_*), so that it also is the answer
+    where the held-out samples hold one class or none.
+    """
+    shift = analytic_shift(source_prior, prior)
+    labels = np.asarray(labels)
+    z = np.asarray(log_odds, np.float64)
+    if len(labels) == 0 or len(np.unique(labels)) < 2:
+        return Fit(Calibration(1.0, shift), shift, False, "the held-out samples hold fewer than two classes")
+    weights = prior_weights(labels, prior)
+    sign = np.where(labels == 1, 1.0, -1.0)
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        log_slope, bias = parameters
+        slope = np.exp(log_slope)
+        margin = sign * (slope * z + bias)
+        outer = -weights * sign * expit(-margin)
+        value = np.sum(weights * np.logaddexp(0.0, -margin))
+        value += 0.5 * (log_slope / SPREAD_LOG_TEMPERATURE) ** 2 + 0.5 * ((bias - shift) / SPREAD_BIAS) ** 2
+        gradient = np.array([np.sum(outer * z) * slope, np.sum(outer)])
+        gradient += np.array([log_slope / SPREAD_LOG_TEMPERATURE**2, (bias - shift) / SPREAD_BIAS**2])
+        return float(value), gradient
+
+    start = np.array([0.0, shift])
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(-5.0, 5.0), (-20.0, 20.0)])
+    best = Calibration(float(np.exp(-found.x[0])), float(found.x[1]))
+    return Fit(best, shift, True, "fitted on held-out groups")
+
+
+def group_cross_fit(
+    fit: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]], groups: np.ndarray, folds: int = 5
+) -> np.ndarray:
+    """Scores of every sample from parameters that were fitted without its group, float64 [N].
+
+    `fit(rows)` returns a function from rows to scores. With fewer than two groups the fit is on all rows: there is
+    nothing to hold out, and the caller says so.
+    """
+    rows = np.arange(len(groups))
+    codes = group_codes(groups, len(groups))
+    number = min(folds, len(np.unique(codes)))
+    if number < 2:
+        return np.asarray(fit(rows)(rows), np.float64)
+    scores = np.empty(len(groups), np.float64)
+    for inside, outside in GroupKFold(number).split(rows, groups=codes):
+        scores[outside] = fit(inside)(outside)
+    return scores

@@ -1,0 +1,189 @@
+"""One log-odds from many members (pre-trained model and folds), and the choice among systems on held-out groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from roadwork.evaluation.metrics import (
+    Paired,
+    expected_calibration_error,
+    finite_or_none,
+    group_bootstrap,
+    log_loss,
+    metric_value,
+    paired_group_bootstrap,
+    prior_weights,
+)
+from roadwork.inference.calibration import Calibration, Fit, fit_calibration, group_cross_fit
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out photos that every choice is made on, and the priors between which answers are moved."""
+
+    labels: np.ndarray
+    groups: np.ndarray
+    prior: float
+    source_prior: float
+    resamples: int
+    seed: int
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 [N]: the photos reweighted to `prior`."""
+        return prior_weights(self.labels, self.prior)
+
+    def fit(self, log_odds: np.ndarray, rows: np.ndarray | None = None) -> Fit:
+        """Calibration from all photos or some rows of them."""
+        use = np.arange(len(self.labels)) if rows is None else rows
+        return fit_calibration(log_odds[use], self.labels[use], prior=self.prior, source_prior=self.source_prior)
+
+    def cross_fitted(self, log_odds: np.ndarray) -> np.ndarray:
+        """Probability of every photo under a calibration fitted without its group, [N]."""
+
+        def fit(rows: np.ndarray) -> Any:
+            calibration = self.fit(log_odds, rows).calibration
+            return lambda outside: calibration.probability(log_odds[outside])
+
+        return group_cross_fit(fit, self.groups)
+
+    def loss(self, log_odds: np.ndarray) -> float:
+        """Negative log-likelihood under `prior` after cross-fitted calibration."""
+        return log_loss(self.labels, self.cross_fitted(log_odds), self.weights)
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to answer: its held-out scores before and after calibration, and the calibration itself."""
+
+    name: str
+    calibration: Calibration
+    probability: np.ndarray
+    figures: dict[str, Any]
+
+
+def assess(name: str, log_odds: np.ndarray, held_out: HeldOut) -> System:
+    """Fit a system's calibration and score it: before, with the analytic shift alone, and after (cross-fitted)."""
+    fit = held_out.fit(log_odds)
+    after = held_out.cross_fitted(log_odds)
+    stages = {
+        "before": Calibration().probability(log_odds),
+        "analytic": Calibration(1.0, fit.analytic_bias).probability(log_odds),
+        "after": after,
+    }
+    figures = {
+        "temperature": fit.calibration.temperature,
+        "bias": fit.calibration.bias,
+        "analytic_bias": fit.analytic_bias,
+        "fitted": fit.fitted,
+        "reason": fit.reason,
+        **{stage: _scores(probability, held_out) for stage, probability in stages.items()},
+    }
+    return System(name, fit.calibration, after, figures)
+
+
+def _scores(probability: np.ndarray, held_out: HeldOut) -> dict[str, Any]:
+    weights = held_out.weights
+    low, high = group_bootstrap(
+        held_out.labels, probability, held_out.groups, "mcc", held_out.resamples, held_out.seed, weights
+    )
+    return {
+        "mcc": finite_or_none(metric_value(held_out.labels, probability, "mcc", weights)),
+        "mcc_interval": [finite_or_none(low), finite_or_none(high)],
+        "ece": finite_or_none(expected_calibration_error(held_out.labels, probability, weights=weights)),
+        "log_loss": finite_or_none(log_loss(held_out.labels, probability, weights)),
+    }
+
+
+def compare(base: System, other: System, held_out: HeldOut) -> Paired:
+    """Paired bootstrap over groups of other - base in MCC under the prior of use."""
+    return paired_group_bootstrap(
+        held_out.labels,
+        base.probability,
+        other.probability,
+        held_out.groups,
+        "mcc",
+        held_out.resamples,
+        held_out.seed,
+        held_out.weights,
+    )
+
+
+def choose(base: System, other: System, mode: Literal["auto", "on", "off"], held_out: HeldOut) -> dict[str, Any]:
+    """Whether `other` replaces `base`: forced by `on` and `off`, else only where the whole interval lies above 0."""
+    paired = compare(base, other, held_out)
+    use = mode == "on" or (mode == "auto" and paired.helps)
+    figures = {key: finite_or_none(value) for key, value in paired._asdict().items()}
+    return {"base": base.name, "other": other.name, "mode": mode, "used": bool(use), **figures}
+
+
+def member_weights(log_odds: np.ndarray, held_out: HeldOut) -> np.ndarray:
+    """Weights [M] on the simplex that minimise the calibrated held-out loss, drawn towards plain averaging.
+
+    log_odds [N,M]. The pull (one pseudo-observation per nat of divergence from uniform) keeps few photos from
+    choosing a single member.
+    """
+    number = log_odds.shape[1]
+    labels, sample = held_out.labels, held_out.weights
+    if number == 1 or len(np.unique(labels)) < 2:
+        return np.full(number, 1.0 / number)
+    sign = np.where(labels == 1, 1.0, -1.0)
+
+    def objective(parameters: np.ndarray) -> float:
+        share = softmax(parameters[:number])
+        margin = sign * (np.exp(parameters[number]) * (log_odds @ share) + parameters[number + 1])
+        divergence = np.sum(share * np.log(np.maximum(share * number, 1e-12)))
+        pull = divergence + 0.5 * parameters[number] ** 2 + 0.5 * (parameters[number + 1] / 2) ** 2
+        return float(np.sum(sample * np.logaddexp(0.0, -margin)) + pull)
+
+    found = minimize(objective, np.zeros(number + 2), method="L-BFGS-B", bounds=[(-5, 5)] * (number + 2))
+    return softmax(found.x[:number])
+
+
+def cross_fitted_ensemble(log_odds: np.ndarray, held_out: HeldOut) -> np.ndarray:
+    """Weighted ensemble's probability of every photo, weights and calibration fitted without its group, [N]."""
+
+    def fit(rows: np.ndarray) -> Any:
+        part = HeldOut(
+            held_out.labels[rows],
+            held_out.groups[rows],
+            held_out.prior,
+            held_out.source_prior,
+            held_out.resamples,
+            held_out.seed,
+        )
+        share = member_weights(log_odds[rows], part)
+        calibration = part.fit(log_odds[rows] @ share).calibration
+        return lambda outside: calibration.probability(log_odds[outside] @ share)
+
+    return group_cross_fit(fit, held_out.groups)
+
+
+def choose_weights(log_odds: np.ndarray, held_out: HeldOut) -> tuple[np.ndarray, dict[str, Any]]:
+    """Plain or fitted member weights [M]: fitted only where they lower the cross-fitted loss over whole groups."""
+    number = log_odds.shape[1]
+    plain = np.full(number, 1.0 / number)
+    fitted = member_weights(log_odds, held_out)
+    base = held_out.cross_fitted(log_odds @ plain)
+    other = cross_fitted_ensemble(log_odds, held_out)
+    weights = held_out.weights
+
+    def negative_loss(rows_labels: np.ndarray, packed: np.ndarray) -> float:
+        return -log_loss(rows_labels, packed, prior_weights(rows_labels, held_out.prior))
+
+    paired = paired_group_bootstrap(
+        held_out.labels, base, other, held_out.groups, negative_loss, min(held_out.resamples, 300), held_out.seed
+    )
+    details = {
+        "plain_log_loss": finite_or_none(log_loss(held_out.labels, base, weights)),
+        "weighted_log_loss": finite_or_none(log_loss(held_out.labels, other, weights)),
+        "fitted_weights": fitted.tolist(),
+        "used": bool(paired.helps),
+        "gain": {key: finite_or_none(value) for key, value in paired._asdict().items()},
+    }
+    return (fitted if paired.helps else plain), details

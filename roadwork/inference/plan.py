@@ -1,0 +1,157 @@
+"""What is chosen on held-out groups: weights, temperatures, calibrations, and which system answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from roadwork.config import Config
+from roadwork.data.index import ShardIndex
+from roadwork.evaluation.metrics import finite_or_none
+from roadwork.inference import foods
+from roadwork.inference.collect import Answers
+from roadwork.inference.ensemble import HeldOut, System, assess, choose, choose_weights, compare
+from roadwork.inference.members import PRETRAINED, SOUP, Members
+
+
+@dataclass
+class Plan:
+    """How members and augmentations become one log-odds; everything in it was chosen on held-out groups."""
+
+    member_weights: np.ndarray
+    temperature: float
+    systems: dict[str, System]
+    chosen: str
+    network: str
+    network_system: System
+    details: dict[str, Any]
+
+
+def held_out(val: Answers | None, train: ShardIndex, config: Config) -> HeldOut:
+    """Labelled, readable val photos, and the priors: of the training draws (weights move it) and of use."""
+    keep = np.zeros(0, bool) if val is None else usable(val)
+    labels = np.zeros(0, np.int64) if val is None else val.labels[keep]
+    groups = np.zeros(0, str) if val is None else val.groups[keep]
+    return HeldOut(
+        labels, groups, config.predict.prior, prior_of_draws(train, config), config.predict.bootstrap, config.seed
+    )
+
+
+def usable(answers: Answers) -> np.ndarray:
+    """bool [N]: photos with a label and pixels."""
+    return (answers.labels >= 0) & answers.readable
+
+
+def prior_of_draws(train: ShardIndex, config: Config) -> float:
+    """Share of positives among labelled training DRAWS: GPS weights move it away from the share among photos."""
+    labels = np.asarray(train.label)
+    weights = np.asarray(train.gps_weight, np.float64) if config.data.gps_weighted else np.ones(len(labels))
+    known = labels >= 0
+    total = float(weights[known].sum())
+    return float(weights[known & (labels == 1)].sum() / total) if total > 0 else 0.5
+
+
+def make_plan(members: Members, val: Answers | None, truth: HeldOut, config: Config) -> Plan:
+    """Fit and choose everything on held-out groups; without any, defaults that are stated as such."""
+    number = len(members.names)
+    if val is None:
+        log_odds, image_only = np.zeros((0, 1, number)), np.zeros((0, number))
+        selection = None
+    else:
+        kept = val.rows(usable(val))
+        log_odds, image_only = kept.log_odds, kept.image_only
+        selection = select(kept, config)
+    share, weighting = choose_weights(log_odds[:, 0, members.folds], truth)
+    member_weights = np.zeros(number)
+    member_weights[members.folds] = share
+    details: dict[str, Any] = {"held_out": describe_held_out(truth), "members": members.names, "weighting": weighting}
+    temperature = float("inf")
+    table: list[tuple[float, float]] = []
+    if selection is not None and len(truth.labels):
+        temperature, table = foods.fit_temperature(selection, log_odds[:, :, 0], truth.loss)
+    details["tta_temperature"] = {
+        "used": finite_or_none(temperature),
+        "log_loss": [[finite_or_none(t), finite_or_none(loss)] for t, loss in table],
+    }
+    odds = system_log_odds(log_odds, selection, member_weights, temperature)
+    systems = {name: assess(name, value, truth) for name, value in odds.items()}
+    chosen = decide(systems, truth, config, details)
+    network, network_system = choose_network(members, image_only, truth, chosen, details)
+    details["systems"] = {name: system.figures for name, system in systems.items()}
+    details["chosen"] = chosen
+    return Plan(member_weights, temperature, systems, chosen, network, network_system, details)
+
+
+def select(answers: Answers, config: Config) -> foods.Selection | None:
+    """What FOODS keeps of each photo; None with one augmentation."""
+    options = config.predict
+    if answers.distances is None:
+        return None
+    return foods.select(answers.distances, options.filter, options.keep, options.keep_ratio)
+
+
+def system_log_odds(
+    log_odds: np.ndarray, selection: foods.Selection | None, member_weights: np.ndarray, temperature: float
+) -> dict[str, np.ndarray]:
+    """Uncalibrated log-odds [N] of every system that there is: pretrained and ensemble, plain and with TTA."""
+    plain = log_odds[:, 0]
+    found = {PRETRAINED: plain[:, 0]}
+    several = np.count_nonzero(member_weights) > 1
+    if several:
+        found["ensemble"] = plain @ member_weights
+    if selection is not None:
+        voted = foods.combine(log_odds, foods.weights(selection, temperature))
+        found["pretrained_tta"] = voted[:, 0]
+        if several:
+            found["ensemble_tta"] = voted @ member_weights
+    return found
+
+
+def decide(systems: dict[str, System], truth: HeldOut, config: Config, details: dict[str, Any]) -> str:
+    """Name of the system to answer with: TTA first, then the ensemble on top of what that gave."""
+    chosen = PRETRAINED
+    details["tta"] = details["ensemble"] = {"used": False, "mode": "off", "reason": "not available"}
+    if "pretrained_tta" in systems:
+        details["tta"] = choose(systems[chosen], systems["pretrained_tta"], config.predict.tta, truth)
+        chosen = "pretrained_tta" if details["tta"]["used"] else chosen
+    better = chosen.replace(PRETRAINED, "ensemble")
+    if better in systems:
+        details["ensemble"] = choose(systems[chosen], systems[better], config.predict.ensemble, truth)
+        chosen = better if details["ensemble"]["used"] else chosen
+    return chosen
+
+
+def choose_network(
+    members: Members, image_only: np.ndarray, truth: HeldOut, chosen: str, details: dict[str, Any]
+) -> tuple[str, System]:
+    """The ONE network of model/, judged as it will be used: pixels alone, no TTA.
+
+    The folds' average takes the pre-trained network's place only where the ensemble was chosen and the average is not
+    worse on held-out groups.
+    """
+    pretrained = assess(PRETRAINED, image_only[:, 0], truth)
+    details["network"] = {PRETRAINED: pretrained.figures}
+    name, system = PRETRAINED, pretrained
+    if SOUP in members.names:
+        soup = assess(SOUP, image_only[:, members.names.index(SOUP)], truth)
+        paired = compare(pretrained, soup, truth)
+        details["network"] |= {SOUP: soup.figures, "difference": [finite_or_none(value) for value in paired]}
+        if chosen.startswith("ensemble") and not paired.difference < 0:
+            name, system = SOUP, soup
+    details["network"]["chosen"] = name
+    return name, system
+
+
+def describe_held_out(truth: HeldOut) -> dict[str, Any]:
+    """What the held-out figures were measured on."""
+    return {
+        "split": "val",
+        "photos": len(truth.labels),
+        "positives": int(np.sum(truth.labels == 1)),
+        "groups": len(np.unique(truth.groups)),
+        "prior_of_use": truth.prior,
+        "prior_of_draws": truth.source_prior,
+        "resamples": truth.resamples,
+    }

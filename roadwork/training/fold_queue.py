@@ -1,0 +1,80 @@
+"""A queue of folds over processes: whoever is free takes the next one; a dead process's fold is free again.
+
+A claim is an exclusive `flock` on `fold-K.lock`. The kernel drops it when its holder dies, so nothing has to judge
+whether a claim is stale, on this launch or the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from roadwork.errors import UserError
+
+COMPLETE = "COMPLETE"
+
+
+def fold_path(folder: Path, fold: int) -> Path:
+    """Where a fold's adapter lies when it is done."""
+    return folder / f"fold-{fold}"
+
+
+def is_done(folder: Path, fold: int) -> bool:
+    """True where the fold's folder is complete."""
+    return (fold_path(folder, fold) / COMPLETE).is_file()
+
+
+@contextmanager
+def claim(folder: Path, fold: int) -> Iterator[bool]:
+    """Try to hold a fold; yields whether this process holds it. Freed at the end, and by the kernel on any death."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / f"fold-{fold}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise UserError(
+                    f"the file system of {folder} has no file locks (flock); put run.dir on one that has, "
+                    "or mount this one with them"
+                ) from None
+            raise
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        yield True
+    finally:
+        os.close(handle)
+
+
+def take_folds(folder: Path, number: int, first: int = 0, poll_s: float = 0.2) -> Iterator[int]:
+    """Folds for this process to do, one at a time, until ALL folds are done by someone.
+
+    The caller marks a fold done (`fold-K/COMPLETE`) before it asks for the next. Processes start at different folds
+    (`first`, the rank) so that they rarely meet. Returns only when every fold is complete: while others still work,
+    it waits, and takes over what a dead process leaves.
+    """
+    while True:
+        taken = False
+        for step in range(number):
+            fold = (first + step) % number
+            if is_done(folder, fold):
+                continue
+            with claim(folder, fold) as mine:
+                # Between the look above and the claim its former holder may have finished it.
+                if mine and not is_done(folder, fold):
+                    taken = True
+                    yield fold
+        if all(is_done(folder, fold) for fold in range(number)):
+            return
+        if not taken:
+            time.sleep(poll_s)

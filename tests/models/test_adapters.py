@@ -1,0 +1,146 @@
+"""DoRA adapters: vanilla peft reads them, merged equals adapted, and the model they were on is as it was."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+
+from roadwork.config import FoldsConfig, ModelConfig
+from roadwork.errors import UserError
+from roadwork.models import RoadworkDetector
+from roadwork.models.adapters import (
+    attach,
+    average,
+    call_with,
+    merged_overrides,
+    reaches_encoder,
+    replaced,
+    state_digest,
+)
+
+TINY = ModelConfig(
+    backbone="test_vit",
+    weights="random",
+    hidden_dim=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    expert_dim=32,
+    segmentation_size=8,
+    prune_after=1,
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> RoadworkDetector:
+    torch.manual_seed(0)
+    return RoadworkDetector(TINY, 32).eval()
+
+
+@pytest.fixture(scope="module")
+def encoded(detector):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return detector.encode(torch.rand(6, 3, 3, 32, 32), segmentation=False)
+
+
+def saved_adapter(detector, folder, config=None, seed=0, scale=0.3):
+    """An adapter with weights far from the start, and the adapted model."""
+    torch.manual_seed(seed)
+    model = attach(copy.deepcopy(detector), config or FoldsConfig(r=4)).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                value.add_(scale * value.abs().mean().clamp_min(0.1) * torch.randn_like(value))
+    model.save_pretrained(str(folder))
+    return model
+
+
+@torch.no_grad()
+def test_merged_equals_adapted_equals_vanilla_peft(detector, encoded, tmp_path):
+    adapted = saved_adapter(detector, tmp_path)
+    before = state_digest(detector)
+    overrides = merged_overrides(detector, tmp_path)
+    plain = detector.decide(encoded).logits
+    wanted = adapted.get_base_model().decide(encoded).logits
+    merged = call_with(detector, overrides, "decide", encoded).logits
+    vanilla = PeftModel.from_pretrained(copy.deepcopy(detector), str(tmp_path)).eval()
+    assert (wanted - plain).abs().max() > 1e-2
+    assert (merged - wanted).abs().max() <= 1e-6
+    assert torch.equal(vanilla.get_base_model().decide(encoded).logits, wanted)
+    assert state_digest(detector) == before
+    assert torch.equal(detector.decide(encoded).logits, plain)
+    assert all(value.requires_grad for value in detector.parameters())
+
+
+def test_only_what_the_adapter_changes_is_kept(detector, tmp_path):
+    saved_adapter(detector, tmp_path)
+    names = set(merged_overrides(detector, tmp_path))
+    assert {
+        "layers.0.attention.qkv_proj.weight",
+        "layers.0.attention.out_proj.weight",
+        "fusion.importance_net.0.weight",
+    } <= names
+    assert all(name.startswith(("layers.0.attention.", "fusion.importance_net.0.", "classifier.")) for name in names)
+
+
+def test_dora_in_fp32_with_the_seeds_targets(detector, tmp_path):
+    model = saved_adapter(detector, tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["use_dora"] is True
+    assert settings["lora_dropout"] == 0.0
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert all(value.dtype == torch.float32 for value in trained.values())
+    assert sum("lora_magnitude_vector" in name for name in trained) == 3
+
+
+@torch.no_grad()
+def test_soup_is_the_mean_of_the_merged_weights(detector, tmp_path):
+    members = []
+    for seed in range(3):
+        saved_adapter(detector, tmp_path / str(seed), seed=seed)
+        members.append(merged_overrides(detector, tmp_path / str(seed)))
+    name = "layers.0.attention.qkv_proj.weight"
+    base = dict(detector.named_parameters())
+    soup = average(members, base)
+    assert torch.allclose(soup[name], sum(member[name] for member in members) / 3, atol=1e-7)
+    assert torch.allclose(average([{}, {name: members[0][name]}], base)[name], (base[name] + members[0][name]) / 2)
+
+
+@torch.no_grad()
+def test_replaced_puts_the_weights_back_even_after_an_error(detector, encoded, tmp_path):
+    saved_adapter(detector, tmp_path)
+    overrides, before = merged_overrides(detector, tmp_path), state_digest(detector)
+    with pytest.raises(RuntimeError), replaced(detector, overrides):
+        inside = detector.decide(encoded).logits
+        raise RuntimeError
+    assert torch.equal(inside, call_with(detector, overrides, "decide", encoded).logits)
+    assert state_digest(detector) == before
+
+
+def test_encoder_modules_are_found_by_running_it(detector):
+    assert not reaches_encoder(detector, ["layers.0.attention.qkv_proj", "classifier"])
+    assert reaches_encoder(detector, ["layers.0.attention.qkv_proj", "projection"])
+    blocks = [name for name, _ in detector.named_modules() if name.startswith("backbone") and name.endswith("qkv")]
+    assert reaches_encoder(detector, [blocks[0].split(".", 2)[-1]])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(["layers.9.attention.qkv_proj"], "no module of the model ends with"), (["classifier"], "peft refuses")],
+)
+def test_impossible_targets_are_one_clear_line(detector, targets, message):
+    with pytest.raises(UserError, match=message) as caught:
+        attach(copy.deepcopy(detector), FoldsConfig(target_modules=targets, modules_to_save=[]))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_model_is_refused(detector, tmp_path):
+    saved_adapter(detector, tmp_path)
+    other = RoadworkDetector(ModelConfig(**{**vars(TINY), "hidden_dim": 64}), 32)
+    before = state_digest(other)
+    with pytest.raises(UserError, match="does not fit the model"):
+        merged_overrides(other, tmp_path)
+    assert state_digest(other) == before

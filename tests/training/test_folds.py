@@ -1,0 +1,224 @@
+"""DoRA folds: from the same pristine weights, by group, resumable, each photo held out exactly once."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from roadwork.data.index import ShardIndex
+from roadwork.errors import UserError
+from roadwork.models import RoadworkDetector
+from roadwork.models.adapters import state_digest
+from roadwork.training import folds
+from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, photo_key
+from roadwork.training.fold_trainer import copy_of, learning_rate_factor, parameter_groups, train_fold
+from tests.inference.small_run import alone, make
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("folds"))
+
+
+@pytest.fixture(scope="module")
+def trained(config):
+    prepared = folds.prepare(config)
+    before = state_digest(RoadworkDetector.from_pretrained(prepared.best))
+    folder = folds.fine_tune_folds(config, alone(), prepared)
+    assert state_digest(RoadworkDetector.from_pretrained(prepared.best)) == before
+    return folder
+
+
+@pytest.fixture
+def pristine(config):
+    return RoadworkDetector.from_pretrained(Path(config.run.dir) / "best").requires_grad_(False)
+
+
+def test_folds_keep_groups_whole_and_classes_alike():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5).astype(str)
+    labels = (rng.random(300) < 0.8).astype(int)
+    fold = folds.assign_folds(labels, groups, 5, seed=0)
+    assert all(len(set(fold[groups == name])) == 1 for name in set(groups))
+    assert set(fold) == set(range(5))
+    assert all(0.7 < labels[fold == k].mean() < 0.9 for k in range(5))
+    assert np.array_equal(fold, folds.assign_folds(labels, groups, 5, seed=0))
+    assert not np.array_equal(fold, folds.assign_folds(labels, groups, 5, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "number", "message"),
+    [
+        ([0, 1, 0, 1], ["a", "a", "b", "b"], 3, "has 2 groups"),
+        ([1, 1, 1, 1], list("abcd"), 2, "only label 1"),
+        ([0, 1], list("ab"), 1, "at least 2"),
+    ],
+)
+def test_impossible_folds_are_one_clear_line(labels, groups, number, message):
+    with pytest.raises(UserError, match=message):
+        folds.assign_folds(np.array(labels), np.array(groups), number, 0)
+
+
+def test_every_labelled_photo_is_held_out_exactly_once(config, trained):
+    index = ShardIndex.open(config.data.shards, "train")
+    rows = list(csv.DictReader((trained / "oof.csv").open()))
+    assert [row["id"] for row in rows] == index.id[index.label >= 0].tolist()
+    group = dict(zip(index.id.tolist(), index.group.tolist(), strict=True))
+    by_group: dict[str, set[str]] = {}
+    for row in rows:
+        by_group.setdefault(group[row["id"]], set()).add(row["fold"])
+        assert 0 <= float(row["probability"]) <= 1
+    assert all(len(found) == 1 for found in by_group.values())
+
+
+def test_vanilla_peft_gives_the_out_of_fold_answers(config, trained, pristine):
+    """Adapter on the disk, plain peft, photos from the shards: the same numbers as oof.csv."""
+    index = ShardIndex.open(config.data.shards, "train")
+    adapted = PeftModel.from_pretrained(pristine, str(trained / "fold-1")).eval().get_base_model()
+    data = folds.fold_data(index, config)
+    held = np.flatnonzero(data.fold == 1)
+    live = LivePrefix(index, data.rows, Encoding(config, CPU), config)
+    answers = {}
+    with torch.no_grad():
+        for prefix in live.batches(adapted, held, np.zeros(len(held), int), 4):
+            probability = adapted.decide(prefix.encoded, prefix.metadata).logits.softmax(-1)[:, 1]
+            answers |= dict(zip(data.ids[prefix.positions].tolist(), probability.tolist(), strict=True))
+    rows = [row for row in csv.DictReader((trained / "oof.csv").open()) if row["fold"] == "1"]
+    assert {row["id"] for row in rows} == set(answers)
+    assert all(abs(float(row["probability"]) - answers[row["id"]]) < 1e-5 for row in rows)
+
+
+def cached(config, pristine, tmp_path, copies=2):
+    index = ShardIndex.open(config.data.shards, "train")
+    data = folds.fold_data(index, config)
+    cache = PrefixCache(tmp_path / "prefix", data.rows, copies, CPU)
+    cache.fill(pristine, index, Encoding(config, CPU), config, 0, 1)
+    return index, data, cache
+
+
+def test_a_fold_leaves_the_pristine_weights_and_does_not_depend_on_other_folds(config, pristine, tmp_path):
+    _, data, cache = cached(config, pristine, tmp_path)
+    before = state_digest(pristine)
+    alone_first = train_fold(pristine, cache, data, 1, config, CPU)
+    train_fold(pristine, cache, data, 0, config, CPU)
+    again = train_fold(pristine, cache, data, 1, config, CPU)
+    assert state_digest(pristine) == before
+    assert state_digest(alone_first.model) == state_digest(again.model)
+    assert state_digest(pristine) != state_digest(again.model)
+    assert [name for name, _ in pristine.named_modules() if "lora" in name] == []
+
+
+def test_the_cache_gives_what_encoding_anew_gives(config, pristine, tmp_path):
+    index, data, cache = cached(config, pristine, tmp_path)
+    live = LivePrefix(index, data.rows, Encoding(config, CPU), config)
+    positions = np.array([7, 0, 3, 20, 11])
+    copies = np.array([0, 1, 1, 0, 1])
+    for ours, theirs in zip(
+        cache.batches(pristine, positions, copies, 3), live.batches(pristine, positions, copies, 3), strict=True
+    ):
+        with torch.no_grad():
+            a = pristine.decide(ours.encoded, ours.metadata).logits
+            b = pristine.decide(theirs.encoded, theirs.metadata).logits
+        assert torch.allclose(a, b, atol=1e-5)
+        assert np.array_equal(ours.positions, theirs.positions)
+    fold, other = (train_fold(pristine, source, data, 0, config, CPU) for source in (cache, live))
+    assert np.allclose(fold.log_odds, other.log_odds, atol=1e-4)
+
+
+def test_copies_differ_and_copy_0_is_the_photo(config, pristine, tmp_path):
+    _, data, cache = cached(config, pristine, tmp_path, copies=3)
+    everything = np.arange(len(data.rows))
+    tokens = [next(cache.batches(pristine, everything, np.full_like(everything, k), 99)).encoded.tokens for k in range(3)]
+    assert (tokens[0] != tokens[1]).any()
+    assert (tokens[1] != tokens[2]).any()
+    assert copy_of(np.array([4, 5]), 1, 3).tolist() == [2, 0]
+    assert photo_key("photo.1") != photo_key("photo.2")
+    assert 0 <= photo_key("photo.1") < 2**62
+
+
+def test_chunks_do_not_depend_on_who_made_them(config, pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr("roadwork.training.fold_cache.CHUNK", 7)
+    index, data, one = cached(config, pristine, tmp_path)
+    two = PrefixCache(tmp_path / "two", data.rows, 2, CPU)
+    for rank in (1, 0):
+        two.fill(pristine, index, Encoding(config, CPU), config, rank, 2)
+    names = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*.npy"))
+    assert names == sorted(path.relative_to(two.folder) for path in two.folder.rglob("*.npy"))
+    assert len({name.parts[0] for name in names}) == 4
+    for name in names:
+        assert np.allclose(np.load(one.folder / name), np.load(two.folder / name), atol=1e-5, equal_nan=True)
+    assert one.bytes == two.bytes > 0
+
+
+def test_a_cache_above_its_bound_is_refused(config, pristine, tmp_path):
+    small = dataclasses.replace(config, folds=dataclasses.replace(config.folds, cache_gib=1e-6))
+    with pytest.raises(UserError, match="above folds.cache_gib"):
+        cached(small, pristine, tmp_path)
+
+
+def test_the_default_learning_rate_moves_predictions(trained):
+    details = json.loads((trained / "fold-0" / "fold.json").read_text())
+    losses = [row["held_out_loss"] for row in details["history"]]
+    assert max(losses) - min(losses) > 1e-3
+
+
+def test_finished_folds_are_kept_and_foreign_ones_refused(config, trained):
+    stamps = {path: path.stat().st_mtime_ns for path in trained.glob("fold-*/adapter_model.safetensors")}
+    (trained / "fold-2" / "COMPLETE").unlink()
+    prepared = folds.prepare(config)
+    assert prepared.done == [0, 1]
+    folds.fine_tune_folds(config, alone(), prepared)
+    now = {path: path.stat().st_mtime_ns for path in stamps}
+    changed = {path.parent.name for path in stamps if now[path] != stamps[path]}
+    assert changed == {"fold-2"}
+    other = dataclasses.replace(config, folds=dataclasses.replace(config.folds, learning_rate=1e-5))
+    with pytest.raises(UserError, match="trained with another folds"):
+        folds.prepare(other)
+
+
+def test_doubled_and_missing_held_out_answers_are_refused(config, trained, tmp_path):
+    data = folds.fold_data(ShardIndex.open(config.data.shards, "train"), config)
+    for fold in range(3):
+        target = tmp_path / f"fold-{fold}"
+        target.mkdir()
+        (target / "held_out.json").write_text((trained / f"fold-{fold}" / "held_out.json").read_text())
+    folds.write_out_of_fold(tmp_path, data)
+    answers = json.loads((tmp_path / "fold-0" / "held_out.json").read_text())
+    (tmp_path / "fold-0" / "held_out.json").write_text(json.dumps(answers[1:]))
+    with pytest.raises(UserError, match="held-out answers for"):
+        folds.write_out_of_fold(tmp_path, data)
+    (tmp_path / "fold-1" / "held_out.json").write_text(json.dumps(answers))
+    (tmp_path / "fold-0" / "held_out.json").write_text(json.dumps(answers))
+    with pytest.raises(UserError, match="held out by two folds"):
+        folds.write_out_of_fold(tmp_path, data)
+
+
+def test_magnitudes_are_not_decayed(config, pristine, tmp_path):
+    _, data, cache = cached(config, pristine, tmp_path)
+    model = train_fold(pristine, cache, data, 0, config, CPU).model
+    decayed, free = parameter_groups(model, 0.1)
+    magnitudes = {id(value) for name, value in model.named_parameters() if "lora_magnitude" in name}
+    assert magnitudes
+    assert magnitudes <= {id(value) for value in free["params"]}
+    assert free["weight_decay"] == 0.0
+    assert all(value.ndim >= 2 for value in decayed["params"])
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    factors = [learning_rate_factor(step, 100) for step in range(100)]
+    assert max(factors) == factors[10] == 1.0
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[-1] < 0.01
+
+
+def test_without_a_pre_trained_model_the_line_says_what_to_run(config, tmp_path):
+    lonely = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path)))
+    with pytest.raises(UserError, match="run launch/pretrain.py"):
+        folds.prepare(lonely)
