@@ -55,7 +55,7 @@ def photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 class Photos(Sequence[Any]):
-    """The photos of some rows of an index, read and stitched when asked for (the last 64 are kept); a damaged one is black."""
+    """Photos of some rows of an index, stitched when asked for (the last 64 are kept); a damaged one is black."""
 
     def __init__(self, index: Any, rows: Any, width: int = 1280) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
