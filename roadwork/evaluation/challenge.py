@@ -331,6 +331,9 @@ def standing(
     `reward` is the mean over simulated moments with full windows and `reward_interval` the range of a single moment;
     `score` is the smoothed one at the end of this very sequence.
     """
+    answers = np.asarray(answers, dtype=np.float64)
+    if answers.shape != (len(questions),):
+        raise ValueError(f"expected {len(questions)} answers, one per question, got shape {answers.shape}")
     truth = np.asarray([q.label for q in questions])
     real = metrics.group_codes(groups, photos)
     names = np.asarray(

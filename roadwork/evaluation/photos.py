@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,16 +55,17 @@ def photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 class Photos(Sequence[Any]):
-    """The photos of some rows of an index, read and stitched when asked for; a damaged one is black."""
+    """Photos of some rows of an index, stitched when asked for (the last 64 are kept); a damaged one is black."""
 
     def __init__(self, index: Any, rows: Any, width: int = 1280) -> None:
-        self.index, self.rows, self.width = index, np.asarray(rows, dtype=np.int64), width
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self._read = functools.lru_cache(maxsize=64)(lambda row: stitched(index, row, width))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: Any) -> Any:
         try:
-            return stitched(self.index, int(self.rows[i]), self.width)
+            return self._read(int(self.rows[i]))
         except (OSError, ValueError):
             return np.zeros((224, 224, 3), dtype=np.uint8)

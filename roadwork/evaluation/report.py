@@ -68,6 +68,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "best": next((s for s in (evaluation or {}).get("systems", []) if s["chosen"]), None),
         "weights": (model or {}).get("weights_origin"),
         "manifest": manifest,
+        "target": target_words(manifest),
         "details": flattened(details, _LONGEST_TABLE) if details else None,
         "decisions": decisions(details),
         "training": training(log),
@@ -241,6 +242,15 @@ def flattened(tree: Any, most: int = 10_000, prefix: str = "") -> list[tuple[str
             text = number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
             rows.append((f"{prefix}{name}", text if len(text) <= 200 else text[:197] + "..."))
     return rows[:most]
+
+
+def target_words(manifest: Any) -> str:
+    """The target region of the weights in a few words."""
+    target = (manifest or {}).get("target")
+    if not isinstance(target, Mapping):
+        return "unknown (no manifest)"
+    told = [f"{name} {words(v) if isinstance(v, list) else v}" for name, v in target.items() if v not in (None, "", [])]
+    return "; ".join(told)[:300]
 
 
 def number(value: Any, digits: int = 3) -> str:
