@@ -84,7 +84,17 @@ def test_a_photo_comes_out_the_same_whatever_else_is_in_the_batch(config):
         assert torch.equal(alone, whole[b : b + 1]) and torch.equal(alone_moved, moved[b : b + 1])
 
 
-def test_padding_stays_zero_and_changes_nothing():
+@pytest.mark.parametrize("config", [AugmentConfig(**ALL), AugmentConfig(challenge_p=1.0)])
+def test_the_pieces_that_a_photo_is_cut_into_do_not_show(monkeypatch, config):
+    views, _, key = photos(b=4, v=5)
+    whole = Augment(config)(views, key, 0, 0)[0]
+    monkeypatch.setattr("roadwork.data.augment._CHUNK", 1)
+    assert torch.equal(Augment(config)(views, key, 0, 0)[0], whole)
+
+
+def test_padding_stays_zero_and_changes_nothing(monkeypatch):
+    # fresh memory is often zero by luck
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, 0.5))
     views, _, key = photos(b=4, v=5)
     mask = torch.ones(4, 5, dtype=torch.bool)
     mask[0, 1:], mask[2, 3:], mask[3, 2] = False, False, False
