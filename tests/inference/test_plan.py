@@ -68,7 +68,10 @@ def test_tta_is_used_only_where_the_whole_interval_says_so():
     near = np.full((n, 6, 4), 0.5)
     helpful = make_plan(members("pretrained"), answers(held_out, log_odds, near), held_out, config())
     assert helpful.chosen == "pretrained_tta"
-    assert helpful.systems["pretrained_tta"].figures["after"]["mcc"] > helpful.systems["pretrained"].figures["after"]["mcc"]
+    assert (
+        helpful.systems["pretrained_tta"].figures["after"]["mcc"]
+        > helpful.systems["pretrained"].figures["after"]["mcc"]
+    )
     far = near.copy()
     far[:, 1:] = 3.0
     filtered = make_plan(members("pretrained"), answers(held_out, log_odds, far), held_out, config())
