@@ -135,7 +135,9 @@ def test_the_cache_gives_what_encoding_anew_gives(config, pristine, tmp_path):
 def test_copies_differ_and_copy_0_is_the_photo(config, pristine, tmp_path):
     _, data, cache = cached(config, pristine, tmp_path, copies=3)
     everything = np.arange(len(data.rows))
-    tokens = [next(cache.batches(pristine, everything, np.full_like(everything, k), 99)).encoded.tokens for k in range(3)]
+    tokens = [
+        next(cache.batches(pristine, everything, np.full_like(everything, k), 99)).encoded.tokens for k in range(3)
+    ]
     assert (tokens[0] != tokens[1]).any()
     assert (tokens[1] != tokens[2]).any()
     assert copy_of(np.array([4, 5]), 1, 3).tolist() == [2, 0]

@@ -1,0 +1,124 @@
+"""Choices on held-out groups: what helps is used, what does not is not, and forcing is obeyed."""
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+from roadwork.config import Config
+from roadwork.inference.collect import Answers
+from roadwork.inference.ensemble import HeldOut, assess, choose_weights, member_weights
+from roadwork.inference.members import Members
+from roadwork.inference.plan import make_plan, system_log_odds
+
+
+def truth(n: int = 400, prior: float = 0.8) -> HeldOut:
+    rng = np.random.default_rng(0)
+    groups = (np.arange(n) // 4).astype(str)
+    labels = np.repeat((rng.random(-(-n // 4)) < prior).astype(int), 4)[:n]
+    return HeldOut(labels, groups, 0.5, prior, 200, 0)
+
+
+def noisy(held_out: HeldOut, spread: float, seed: int) -> np.ndarray:
+    """Log-odds right under the training prior, but for noise."""
+    noise = np.random.default_rng(seed).normal(0, spread, len(held_out.labels))
+    return np.where(held_out.labels == 1, 2.0, -2.0) + noise + logit(held_out.source_prior)
+
+
+def answers(held_out: HeldOut, log_odds: np.ndarray, distances: np.ndarray | None) -> Answers:
+    n = len(held_out.labels)
+    ids = [str(i) for i in range(n)]
+    readable = np.ones(n, bool)
+    return Answers(ids, held_out.labels, held_out.groups, log_odds, log_odds[:, 0], distances, readable)
+
+
+def members(*names: str) -> Members:
+    return Members(None, list(names), [{} for _ in names], [False] * len(names), {})  # type: ignore[arg-type]
+
+
+def config(**options) -> Config:
+    made = Config()
+    for name, value in options.items():
+        setattr(made.predict, name, value)
+    return made
+
+
+def test_an_ensemble_that_helps_is_used_and_one_that_does_not_is_not():
+    held_out = truth()
+    weak = noisy(held_out, 4.0, 1)
+    strong = np.stack([weak] + [noisy(held_out, 1.0, seed) for seed in (2, 3, 4)] + [weak], axis=1)[:, None]
+    names = members("pretrained", "fold-0", "fold-1", "fold-2", "soup")
+    good = make_plan(names, answers(held_out, strong, None), held_out, config())
+    assert good.chosen == "ensemble"
+    assert good.details["ensemble"]["low"] > 0
+    assert good.member_weights[-1] == 0.0, "the soup is a network of its own, not a member"
+    assert good.member_weights.sum() == pytest.approx(1.0)
+    same = np.repeat(noisy(held_out, 1.0, 2)[:, None, None], 5, axis=2)
+    idle = make_plan(names, answers(held_out, same, None), held_out, config())
+    assert idle.chosen == "pretrained"
+    forced = make_plan(names, answers(held_out, same, None), held_out, config(ensemble="on"))
+    assert forced.chosen == "ensemble"
+    refused = make_plan(names, answers(held_out, strong, None), held_out, config(ensemble="off"))
+    assert refused.chosen == "pretrained"
+
+
+def test_tta_is_used_only_where_the_whole_interval_says_so():
+    held_out = truth()
+    n = len(held_out.labels)
+    log_odds = np.stack([noisy(held_out, 4.0, seed) for seed in range(6)], axis=1)[..., None]
+    near = np.full((n, 6, 4), 0.5)
+    helpful = make_plan(members("pretrained"), answers(held_out, log_odds, near), held_out, config())
+    assert helpful.chosen == "pretrained_tta"
+    assert (
+        helpful.systems["pretrained_tta"].figures["after"]["mcc"]
+        > helpful.systems["pretrained"].figures["after"]["mcc"]
+    )
+    far = near.copy()
+    far[:, 1:] = 3.0
+    filtered = make_plan(members("pretrained"), answers(held_out, log_odds, far), held_out, config())
+    assert filtered.chosen == "pretrained"
+    assert np.array_equal(filtered.systems["pretrained_tta"].probability, filtered.systems["pretrained"].probability)
+
+
+def test_calibration_mends_a_shifted_prior_at_threshold_one_half():
+    held_out = truth()
+    figures = assess("pretrained", 2.0 * noisy(held_out, 1.6, 5), held_out).figures
+    assert figures["after"]["mcc"] > figures["before"]["mcc"]
+    assert figures["after"]["ece"] < figures["before"]["ece"]
+    assert figures["after"]["log_loss"] < figures["before"]["log_loss"]
+    low, high = figures["after"]["mcc_interval"]
+    assert low < figures["after"]["mcc"] < high
+
+
+def test_member_weights_prefer_the_better_member_and_stay_plain_without_evidence():
+    held_out = truth()
+    two = np.stack([noisy(held_out, 1.0, 1), noisy(held_out, 8.0, 2)], axis=1)
+    fitted = member_weights(two, held_out)
+    assert fitted[0] > 0.8
+    share, details = choose_weights(two, held_out)
+    assert details["used"]
+    assert share == pytest.approx(fitted)
+    equal, details = choose_weights(np.repeat(two[:, :1], 3, axis=1), held_out)
+    assert not details["used"]
+    assert equal == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_without_labels_or_with_one_class_the_defaults_are_stated(label):
+    n = 0 if label is None else 12
+    held_out = HeldOut(np.ones(n, int), np.arange(n).astype(str), 0.5, 0.8, 50, 0)
+    log_odds = np.random.default_rng(0).normal(size=(n, 2, 3))
+    val = None if label is None else answers(held_out, log_odds, np.full((n, 2, 4), 0.5))
+    plan = make_plan(members("pretrained", "fold-0", "soup"), val, held_out, config())
+    assert plan.chosen == "pretrained"
+    assert plan.network == "pretrained"
+    figures = plan.systems["pretrained"].figures
+    assert not figures["fitted"]
+    assert figures["bias"] == figures["analytic_bias"] == pytest.approx(-np.log(4))
+
+
+def test_systems_are_what_their_names_say():
+    log_odds = np.random.default_rng(0).normal(size=(5, 1, 3))
+    found = system_log_odds(log_odds, None, np.array([0.5, 0.5, 0.0]), float("inf"))
+    assert set(found) == {"pretrained", "ensemble"}
+    assert np.array_equal(found["pretrained"], log_odds[:, 0, 0])
+    assert found["ensemble"] == pytest.approx(log_odds[:, 0, :2].mean(1))

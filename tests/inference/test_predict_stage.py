@@ -1,0 +1,97 @@
+"""Folds and prediction through `accelerate launch`: real processes, the same files for 1 and 2 of them."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from roadwork.models import RoadworkDetector
+from tests.conftest import start
+from tests.inference.small_run import COUNTS, make
+
+pytestmark = pytest.mark.timeout(900)  # three launches, on a machine that may be busy
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folds by two processes; predictions by two and, in a copy of the run folder, by one."""
+    folder = tmp_path_factory.mktemp("stage")
+    config = make(folder)
+    options = [
+        f"--data.shards={config.data.shards}", "--data.workers=0", "--engine.timeout_s=120", "--folds.num_folds=3",
+        "--folds.epochs=2", "--folds.r=4", "--predict.num_augmentations=3", "--predict.batch=3",
+        "--predict.bootstrap=50",
+    ]  # fmt: skip
+
+    def launch(script: str, name: str, processes: int) -> str:
+        job = start(f"launch/{script}.py", f"--run.dir={folder / name}", *options, processes=processes)
+        try:
+            done = job.wait(400)
+        finally:
+            job.kill()
+        assert done.status == 0, done.output[-4000:]
+        return done.output
+
+    output = launch("dora_folds", "run", 2)
+    shutil.copytree(folder / "run", folder / "one")
+    launch("predict", "run", 2)
+    launch("predict", "one", 1)
+    return folder, output
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_folds_are_spread_over_the_processes_and_all_done(runs):
+    folder, output = runs
+    assert all(f"fold-{fold}: held-out MCC" in output for fold in range(3))
+    pids = {json.loads((folder / "run" / "folds" / f"fold-{fold}.lock").read_text())["pid"] for fold in range(3)}
+    assert len(pids) == 2
+    assert len(read(folder / "run" / "folds" / "oof.csv")) == len(
+        {row["id"] for row in read(folder / "run" / "folds" / "oof.csv")}
+    )
+
+
+def test_one_and_two_processes_give_the_same_predictions(runs):
+    folder, _ = runs
+    two, one = read(folder / "run" / "predictions.csv"), read(folder / "one" / "predictions.csv")
+    assert [row["id"] for row in two] == [row["id"] for row in one]
+    assert len({row["id"] for row in two}) == len(two) == COUNTS["test"]
+    assert max(abs(float(a["probability"]) - float(b["probability"])) for a, b in zip(two, one, strict=True)) < 1e-4
+    parts = list((folder / "run" / "predict" / "test-3").glob("*.jsonl"))
+    assert len(parts) == 2
+    assert all(part.stat().st_size > 0 for part in parts)
+    for column in ("pretrained", "pretrained_tta", "ensemble", "ensemble_tta"):
+        a, b = (
+            np.array([float(row[column]) for row in read(folder / name / "predictions_tta.csv")])
+            for name in ("run", "one")
+        )
+        assert np.abs(a - b).max() < 1e-4
+
+
+def test_the_files_say_what_was_decided(runs):
+    folder, _ = runs
+    rows, masks = read(folder / "run" / "predictions.csv"), read(folder / "run" / "predictions_tta.csv")
+    assert list(rows[0]) == ["id", "probability", "prediction", "label"]
+    assert all(int(row["prediction"]) == int(float(row["probability"]) > 0.5) for row in rows)
+    assert all(len(row["kept"]) == 3 and row["kept"][0] == "1" for row in masks)
+    details = json.loads((folder / "run" / "predict_details.json").read_text())
+    assert details["chosen"] in details["systems"]
+    assert details["held_out"]["split"] == "val"
+    assert {"used", "low", "high", "difference"} <= set(details["tta"])
+    assert len(details["augmentations"]) == 3
+
+
+def test_model_is_one_network_that_loads_and_answers(runs):
+    folder, _ = runs
+    details = json.loads((folder / "run" / "predict_details.json").read_text())
+    model = RoadworkDetector.from_pretrained(folder / "run" / "model")
+    figures = details["network"][details["network"]["chosen"]]
+    assert model.calibration == {"temperature": figures["temperature"], "bias": figures["bias"]}
+    photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    assert 0.0 <= model.predict(photo) <= 1.0
+    assert "How it was chosen" in (folder / "run" / "model" / "README.md").read_text()
