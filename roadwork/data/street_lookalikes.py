@@ -5,8 +5,8 @@ import numpy as np
 from roadwork.data.street_objects import DARK_BLUE, LIME, ORANGE, RED, SKIN, YELLOW, Kind
 from roadwork.data.street_pen import BLACK, STEEL, WHITE, Colour, Pen, pick, vary
 
-WARM: tuple[Colour, ...] = (ORANGE, ORANGE, RED, YELLOW)
 GREEN: Colour = (62, 104, 48)
+WARM: tuple[Colour, ...] = (ORANGE, ORANGE, RED, YELLOW, GREEN, DARK_BLUE)
 GLASS: Colour = (66, 84, 100)
 
 
@@ -154,7 +154,7 @@ def box_truck(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 def lorry_side(pen: Pen, rng: np.random.Generator, family: str) -> None:
     """A delivery lorry from the side."""
-    body, cab = pick(rng, [ORANGE, YELLOW, WHITE, RED], 10), pick(rng, [ORANGE, WHITE, DARK_BLUE])
+    body, cab = (pick(rng, [ORANGE, YELLOW, WHITE, RED], 10), pick(rng, [ORANGE, WHITE, DARK_BLUE]))
     pen.rect(0.1, 0.76, 2.1, 0.84, (50, 50, 52))
     pen.rect(0.04, 0.08, 1.46, 0.78, body)
     pen.rect(0.2, 0.24, 1.3, 0.56, pick(rng, [WHITE, ORANGE, YELLOW], 6))

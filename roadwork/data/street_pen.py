@@ -35,6 +35,8 @@ class Pen:
         rows, columns = max(2, round(self.scale)), max(2, round(self.scale * aspect))
         self.rgb: Image = np.zeros((rows, columns, 3), np.uint8)
         self.alpha: Image = np.zeros((rows, columns), np.uint8)
+        self._light = 0.0
+        self._grain: Floats | None = None
 
     def _pixels(self, points: Points) -> NDArray[np.int32]:
         return np.round(np.asarray(points, np.float64) * self.scale * 16).astype(np.int32)
@@ -72,24 +74,25 @@ class Pen:
         self.rgb[(clip > 0) & (phase % 1.0 >= 0.5)] = second
 
     def shade(self, rng: np.random.Generator, strength: float = 0.25, grain: float = 10.0) -> None:
-        """Light from one side, and grain, over everything drawn so far."""
-        side = float(rng.choice([-1.0, 1.0]))
-        ramp = 1.0 + side * strength * np.linspace(-1, 1, self.rgb.shape[1], dtype=np.float32)
-        speck = rng.normal(0, grain, (max(2, self.rgb.shape[0] // 3), max(2, self.rgb.shape[1] // 3))).astype(
-            np.float32
-        )
-        speck = cv2.resize(speck, self.rgb.shape[1::-1])
-        lit = self.rgb * ramp[None, :, None] + speck[..., None]
-        self.rgb = np.clip(lit, 0, 255).astype(np.uint8)
+        """Light from one side, and grain, over the whole sprite."""
+        rows, columns = max(2, self.size[1] // 2), max(2, self.size[0] // 2)
+        self._light = strength * float(rng.choice([-1.0, 1.0]))
+        self._grain = rng.normal(0, grain, (rows, columns)).astype(np.float32)
 
     def finish(self) -> tuple[Floats, Floats]:
         """(colour [h, w, 3] times alpha, alpha [h, w] in 0..1)."""
-        alpha = (self.alpha > 0).astype(np.float32)
-        rgb = self.rgb.astype(np.float32) * alpha[..., None]
-        return (
-            cv2.resize(rgb, self.size, interpolation=cv2.INTER_AREA),  # type: ignore[return-value]
-            cv2.resize(alpha, self.size, interpolation=cv2.INTER_AREA),
-        )
+        rgb = cv2.resize(self.rgb, self.size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        alpha = cv2.resize(self.alpha, self.size, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
+        if self._grain is not None:
+            ramp = 1.0 + self._light * np.linspace(-1, 1, self.size[0], dtype=np.float32)
+            rgb *= ramp[None, :, None]
+            rgb += (cv2.resize(self._grain, self.size) * alpha)[..., None]
+        return rgb, alpha
+
+
+def add_grey(image: Image, grey: Floats) -> Image:
+    """uint8 `image` [h, w, 3] plus `grey` [h, w] in every channel, saturated. (Three times as fast as broadcasting.)"""
+    return cv2.add(image, cv2.merge([grey, grey, grey]), dtype=cv2.CV_8U)  # type: ignore[return-value]
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int = 3) -> Floats:
