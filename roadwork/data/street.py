@@ -85,8 +85,8 @@ SCHEMA = pa.schema(
 COUNTERPARTS: dict[str, tuple[str, ...]] = {
     "cone": ("bollard", "hydrant", "flower_pot", "litter_bin", "pumpkins", "ice_cream"),
     "drum": ("bollard", "litter_bin", "postbox", "flower_pot"),
-    "barricade": ("bench", "gate_arm", "market_stall", "bench"),
-    "block_barrier": ("bench", "gate_arm", "bench", "pumpkins"),
+    "barricade": ("bench", "market_stall", "litter_bin", "autumn_bush", "flower_pot"),
+    "block_barrier": ("bench", "gate_arm", "postbox", "pumpkins", "flower_pot"),
     "work_sign": ("traffic_sign", "banner", "parasol", "traffic_sign"),
     "worker": ("pedestrian",),
     "work_truck": ("box_truck", "box_truck", "tractor"),
@@ -241,7 +241,7 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
         x = float(rng.uniform(1.4, max(1.6, place.road - 1.2))) if kind.name == "car_behind" else _side(rng, place, z)
         place.things.append(_thing(rng, kind, x, z))
     zone = work_zone(rng, place)
-    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.65]
+    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.5]
     return place, zone, plain
 
 
