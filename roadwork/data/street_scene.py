@@ -294,20 +294,20 @@ def _building(frame: Frame, place: Place, house: Building) -> None:
                 ((x + deep) / 2, peak, near),
             ]
             _quad(frame, ridge, trim)  # type: ignore[arg-type]
-    corners = np.float32(
-        [frame.camera.point(x, up, z) for up, z in ((house.height, near), (house.height, far), (0, far), (0, near))]
-    )
+    outline = ((house.height, near), (house.height, far), (0.0, far), (0.0, near))
+    corners = np.array([frame.camera.point(x, up, z) for up, z in outline], np.float32)
     rows, columns = house.texture.shape[:2]
     cut = columns * (near - house.near) / (house.far - house.near)
-    source = np.float32([[cut, 0], [columns, 0], [columns, rows], [cut, rows]])
+    source = np.array([[cut, 0], [columns, 0], [columns, rows], [cut, rows]], np.float32)
     x0, x1 = int(max(corners[:, 0].min(), 0)), int(min(corners[:, 0].max() + 1, WIDTH))
     y0, y1 = int(max(corners[:, 1].min(), 0)), int(min(corners[:, 1].max() + 1, HEIGHT))
     if x1 - x0 < 2 or y1 - y0 < 2:
         return
-    matrix = cv2.getPerspectiveTransform(source, (corners - np.float32([x0, y0])).astype(np.float32))
+    corners = corners - np.array([x0, y0], np.float32)
+    matrix = cv2.getPerspectiveTransform(source, corners)
     face = cv2.warpPerspective(house.texture, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    cv2.fillConvexPoly(mask, np.round((corners - np.float32([x0, y0])) * 16).astype(np.int32), 255, cv2.LINE_8, 4)
+    cv2.fillConvexPoly(mask, np.round(corners * 16).astype(np.int32), 255, cv2.LINE_8, 4)
     haze = frame.fade((near + far) / 2 - ahead)
     face = cv2.addWeighted(face, 1 - haze, np.full_like(face, frame.haze), haze, 0)
     cv2.copyTo(face, mask, frame.rgb[y0:y1, x0:x1])
