@@ -7,7 +7,7 @@ import numpy as np
 
 from roadwork.data.street_cities import Family
 from roadwork.data.street_objects import Kind
-from roadwork.data.street_pen import BLACK, STEEL, Colour, Floats, Image, Pen, pick, smooth_noise, vary
+from roadwork.data.street_pen import BLACK, STEEL, Colour, Image, Pen, add_grey, pick, smooth_noise, vary
 
 WIDTH, HEIGHT = 1280, 720
 FOCAL = 900.0
@@ -116,7 +116,7 @@ def _facade(rng: np.random.Generator, family: Family, width: float, storeys: int
             rng, [(200, 60, 40), (236, 150, 40), (40, 70, 110), (60, 100, 70), (230, 226, 216), (246, 196, 40)]
         )
         cv2.rectangle(image, (4, top - 9), (columns - 4, top + 3), board, -1)
-        if rng.random() < 0.4:
+        if rng.random() < 0.15:
             for k, x in enumerate(range(4, columns - 4, 6)):
                 cv2.rectangle(image, (x, top + 3), (x + 5, top + 13), board if k % 2 else (236, 234, 228), -1)
     cv2.rectangle(image, (0, 0), (columns, 5), family.trim, -1)
@@ -163,8 +163,8 @@ def _tree_round(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
     leaf = pick(rng, FAMILIES[family].leaves, 10)
     pen.line([(0.36, 1.0), (0.36, 0.5)], 0.045, (82, 64, 48))
-    for _ in range(60):
-        x, y = float(np.clip(rng.normal(0.36, 0.14), 0.07, 0.65)), float(np.clip(rng.normal(0.34, 0.14), 0.06, 0.62))
+    for _ in range(min(60, 14 + pen.size[1] // 5)):
+        x, y = (float(np.clip(rng.normal(0.36, 0.14), 0.07, 0.65)), float(np.clip(rng.normal(0.34, 0.14), 0.06, 0.62)))
         pen.disc(x, y, 0.055, vary(rng, leaf, 18))
 
 
@@ -266,7 +266,7 @@ def _ground(frame: Frame, rng: np.random.Generator, place: Place, snow: bool) ->
                 )
     grain = cv2.resize(smooth_noise(rng, 90, WIDTH // 4, 40, 3), (WIDTH, HEIGHT - top)) * np.float32(6)
     grain += cv2.resize(smooth_noise(rng, 24, 24, 6, 2), (WIDTH, HEIGHT - top)) * np.float32(5)
-    frame.rgb[top:] = np.clip(frame.rgb[top:] + grain[..., None], 0, 255)
+    frame.rgb[top:] = add_grey(frame.rgb[top:], grain)
 
 
 def _building(frame: Frame, place: Place, house: Building) -> None:
@@ -294,20 +294,20 @@ def _building(frame: Frame, place: Place, house: Building) -> None:
                 ((x + deep) / 2, peak, near),
             ]
             _quad(frame, ridge, trim)  # type: ignore[arg-type]
-    corners = np.float32(
-        [frame.camera.point(x, up, z) for up, z in ((house.height, near), (house.height, far), (0, far), (0, near))]
-    )
+    outline = ((house.height, near), (house.height, far), (0.0, far), (0.0, near))
+    corners = np.array([frame.camera.point(x, up, z) for up, z in outline], np.float32)
     rows, columns = house.texture.shape[:2]
     cut = columns * (near - house.near) / (house.far - house.near)
-    source = np.float32([[cut, 0], [columns, 0], [columns, rows], [cut, rows]])
+    source = np.array([[cut, 0], [columns, 0], [columns, rows], [cut, rows]], np.float32)
     x0, x1 = int(max(corners[:, 0].min(), 0)), int(min(corners[:, 0].max() + 1, WIDTH))
     y0, y1 = int(max(corners[:, 1].min(), 0)), int(min(corners[:, 1].max() + 1, HEIGHT))
     if x1 - x0 < 2 or y1 - y0 < 2:
         return
-    matrix = cv2.getPerspectiveTransform(source, (corners - np.float32([x0, y0])).astype(np.float32))
+    corners = corners - np.array([x0, y0], np.float32)
+    matrix = cv2.getPerspectiveTransform(source, corners)
     face = cv2.warpPerspective(house.texture, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    cv2.fillConvexPoly(mask, np.round((corners - np.float32([x0, y0])) * 16).astype(np.int32), 255, cv2.LINE_8, 4)
+    cv2.fillConvexPoly(mask, np.round(corners * 16).astype(np.int32), 255, cv2.LINE_8, 4)
     haze = frame.fade((near + far) / 2 - ahead)
     face = cv2.addWeighted(face, 1 - haze, np.full_like(face, frame.haze), haze, 0)
     cv2.copyTo(face, mask, frame.rgb[y0:y1, x0:x1])
@@ -333,9 +333,10 @@ def paint_thing(frame: Frame, thing: Thing, look: str) -> int:
     cut = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
     rgb, alpha = rgb[cut], alpha[cut]
     haze = frame.fade(depth)
-    rgb = rgb * np.float32(1 - haze) + alpha[..., None] * np.asarray(frame.haze, np.float32) * np.float32(haze)
-    region = frame.rgb[y0:y1, x0:x1]
-    frame.rgb[y0:y1, x0:x1] = np.clip(region * (1 - alpha[..., None]) + rgb, 0, 255)
+    cover = cv2.merge([alpha, alpha, alpha])
+    rgb = rgb * np.float32(1 - haze) + cover * np.float32(haze * float(np.mean(frame.haze)))
+    behind = cv2.multiply(frame.rgb[y0:y1, x0:x1], 1 - cover, dtype=cv2.CV_32F)
+    frame.rgb[y0:y1, x0:x1] = cv2.add(behind, rgb, dtype=cv2.CV_8U)
     solid = alpha > 0.5
     code = 0 if thing.kind.mask_class is None else 1 << thing.kind.mask_class
     frame.masks[y0:y1, x0:x1][solid] = code
@@ -388,7 +389,3 @@ def paint_wire_and_poles(frame: Frame, place: Place) -> None:
         )
         ends = [(int(np.clip(c, -4000, 4000)), int(np.clip(r, -4000, 4000))) for c, r in (near, far)]
         cv2.line(frame.rgb, ends[0], ends[1], BLACK if up > 6.5 else STEEL, 1, cv2.LINE_AA)
-
-
-def as_float(frame: Frame) -> Floats:
-    return frame.rgb.astype(np.float32)
