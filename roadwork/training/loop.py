@@ -87,7 +87,9 @@ class Trainer:
         self.counters = Counters() if subfolder else self._resume()
         events = self.folder / "tensorboard" / subfolder
         self.board = Board.open(config, events, engine.is_main, self.counters.step or None)
-        self.run_log = RunLog(self.folder / "metrics.jsonl") if engine.is_main and not subfolder else None
+        logs = engine.is_main and not subfolder
+        self.run_log = RunLog(self.folder / "metrics.jsonl") if logs else None
+        self.validation_log = RunLog(self.folder / "validation.jsonl") if logs else None
 
     def _build(self, made: Made) -> None:
         config, engine = self.config, self.engine
@@ -272,14 +274,15 @@ class Trainer:
             "data_wait_s": max(waits),
             "step_s": max(times),
             "slowest_rank": int(np.argmax(times)),
+            "slowest_over_median": max(times) / max(float(np.median(times)), 1e-9),
             "skipped_samples": total_skipped,
-            "nonfinite": int(self._skipped()),
+            "nonfinite_steps": int(self._skipped()),
         }
         return record, stop > 0
 
     def _guard(self, record: dict[str, Any]) -> None:
         """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run."""
-        if not record["nonfinite"]:
+        if not record["nonfinite_steps"]:
             self.counters.nonfinite_steps = 0
             return
         self.counters.nonfinite_steps += 1
@@ -348,6 +351,9 @@ class Trainer:
                 "val/reliability": plots.reliability_figure(scores.label, scores.probability),
             },
         )
+        if self.validation_log is not None:
+            low, high = scores.interval
+            self.validation_log.append({"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
         log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, *scores.interval)
 
     def _finish(self) -> None:
@@ -370,6 +376,7 @@ class Trainer:
         self.checkpoints.wait()
         self.heart.close()
         self.board.close()
-        if self.run_log is not None:
-            self.run_log.close()
+        for kept in (self.run_log, self.validation_log):
+            if kept is not None:
+                kept.close()
         self.lock.release()
