@@ -192,15 +192,14 @@ class Trainer:
 
     def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
         engine = self.engine
-        there = batch.view_mask  # stays on the host: the model skips padded views by it without a synchronisation
+        host = batch  # view mask, positions and epochs are read on the host: there without a synchronisation
         batch = batch.to(engine.device)
-        views, masks = self.augment(
-            batch.views.float() / 255, batch.position, batch.epoch, self.config.seed, batch.masks, batch.view_mask
-        )
+        pixels = batch.views.float() / 255
+        views, masks = self.augment(pixels, host.position, host.epoch, self.config.seed, batch.masks, batch.view_mask)
         targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, counts)
         last = micro == self.micro_steps - 1
         with engine.accelerator.accumulate(self.wrapped):
-            outputs = self.wrapped(views, there, batch.metadata, batch.boxes)
+            outputs = self.wrapped(views, host.view_mask, batch.metadata, batch.boxes)
             loss, terms = self.loss(outputs, targets, self._ramp(step))
             # The engine averages over processes and micro-batches; the loss is already a share of the whole step's sum.
             engine.accelerator.backward(loss * (engine.world_size * self.micro_steps))
