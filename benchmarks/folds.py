@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from roadwork.config import Config
+from roadwork.data.index import ShardIndex
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import call_with, merged_overrides
 from roadwork.training import folds
@@ -43,9 +44,9 @@ def main() -> None:
 
 def measure(config: Config, device: torch.device) -> dict[str, float | int | str]:
     """Seconds with the cache (its filling included) and without; bytes; largest differences."""
-    prepared = folds.prepare(config)
-    index, data, encoding = prepared.index, prepared.data, Encoding(config, device)
-    model = RoadworkDetector.from_pretrained(prepared.best, device).float().requires_grad_(False)
+    index, encoding = ShardIndex.open(config.data.shards, "train"), Encoding(config, device)
+    data = folds.fold_data(index, config)
+    model = RoadworkDetector.from_pretrained(Path(config.run.dir) / "best", device).float().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
         cache = PrefixCache(Path(scratch) / "prefix", data.rows, config.folds.copies, device)
