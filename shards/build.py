@@ -111,21 +111,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, show progress, and print what came out."""
     options = options_of(parser().parse_args(argv))
     started = time.monotonic()
-    with tqdm(unit="photo", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def show(done: int, kept: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"kept {kept}" if kept else "", refresh=False)
-            bar.update(done - bar.n)
-
-        report = build(options, show)
+    with Bars() as bars:
+        report = build(options, bars.show)
     tell(report, options, time.monotonic() - started)
     return 0
 
 
+class Bars:
+    """One progress bar with rate and time left per stage."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, tqdm[None]] = {}
+
+    def show(self, stage: str, done: int, kept: int, total: int) -> None:
+        """As roadwork.data.build.Progress."""
+        if stage not in self.bars:
+            self.bars[stage] = tqdm(total=total, desc=stage, unit="photo", disable=None, dynamic_ncols=True)
+        bar = self.bars[stage]
+        bar.set_postfix_str(f"kept {kept}" if kept else "", refresh=False)
+        bar.update(done - bar.n)
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+
 def tell(report: BuildReport, options: BuildOptions, seconds: float) -> None:
     """Print the outcome."""
-    rate = f", {report.encoded / seconds:.1f} photos/s" if report.encoded else ""
+    rate = f", encoding {report.encoded / report.encode_s:.1f} photos/s" if report.encoded else ""
     print(f"{report.encoded} photos encoded, {report.kept} kept from before, {seconds:.1f} s{rate}")
     if report.manifest is None:
         print("a range of shards was built; run without --shard-range to complete the folder")

@@ -1,4 +1,4 @@
-"""python -m shards.verify DIR: exit 0 where every byte and count agrees; else 1, every fault named on a line of its own."""
+"""python -m shards.verify DIR: exit 0 where every byte and count agrees; else 1, each fault named on its own line."""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ VISIBLE = ("gps", "weather", "daytime", "scene")
 def leak_audit(entries: Sequence[Entry], photos: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     """Cross-validated by group on the labelled training photos: balanced accuracy and AUC of each field alone.
 
-    `value` is a logistic regression on the one-hot field (words for text, a shallow tree for coordinates), `missing` one
-    on whether it is there at all. 0.5 is chance. None where a field is the same everywhere or a class is missing.
+    `value` is a logistic regression on the one-hot field (words for text, a shallow tree for coordinates),
+    `missing` one on whether it is there at all. 0.5 is chance, also where a field is the same everywhere; None where
+    there are too few photos or one class only.
     """
     chosen = [i for i, entry in enumerate(entries) if entry.split == "train" and entry.record.label is not None]
     if len(chosen) > _MOST_ROWS:
@@ -51,8 +52,9 @@ def leak_audit(entries: Sequence[Entry], photos: Sequence[dict[str, Any]], seed:
             "missing": _score(absent[:, None].astype(float), labels, groups),
         }
         report["fields"][name] = found
+        scores = {"value": found["value"], "missing": found["missing"]}
         report["leaks"] += [
-            f"{name} ({kind})" for kind in ("value", "missing") if (found[kind] or {}).get("auc", 0.0) >= LEAK_AUC
+            f"{name} ({kind})" for kind, s in scores.items() if isinstance(s, dict) and s["auc"] >= LEAK_AUC
         ]
     together = [_features(name, columns[name]) for name in VISIBLE]
     joined = (
@@ -93,7 +95,7 @@ def _features(name: str, values: Sequence[Any]) -> np.ndarray | None:
 def _score(
     features: np.ndarray | None, labels: np.ndarray, groups: np.ndarray, tree: bool = False
 ) -> dict[str, float] | None:
-    """AUC and balanced accuracy of out-of-fold predictions, folds by group; AUC below chance counts as its mirror."""
+    """AUC and balanced accuracy of out-of-fold predictions, folds by group."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold

@@ -4,11 +4,12 @@
     colour       brightness, contrast, saturation, hue  one matrix
     weather      shadow, fog, glare, rain               one multiply-add with fields
     blur         motion, Gaussian                       a few shifted additions
-    noise                                               one addition
+    noise                                              one addition
 
-A photo's parameters depend on (seed, epoch, position) alone, and each photo is worked on for itself: the result does not
-depend on the batch, the process or the number of either. All views of a photo share all parameters, geometry and light
-alike (each view is warped about its own centre); noise differs from view to view. Only what hits a photo costs anything.
+A photo's parameters depend on (seed, epoch, position) alone, and each photo is worked on for itself: the result does
+not depend on the batch, the process or the number of either. All views of a photo share all parameters, geometry and
+light alike (each view is warped about its own centre, weather lies the same way over each); noise differs from view to
+view. Only what hits a photo costs anything. On a CPU photos go one by one through the caches, on a GPU all together.
 """
 
 from __future__ import annotations
@@ -71,32 +72,43 @@ class Augment(nn.Module):
         _check_shapes(views, key, masks, view_mask)
         epochs = epoch.cpu().numpy() if isinstance(epoch, Tensor) else epoch
         p = draw(self.config, seed, epochs, key.cpu().numpy())
-        return self.apply(views, p, masks, view_mask)
+        return self.with_parameters(views, p, masks, view_mask)
 
     @torch.no_grad()
-    def apply(  # type: ignore[override]
+    def with_parameters(
         self, views: Tensor, p: Parameters, masks: Tensor | None = None, view_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The pixel work alone, with given parameters of the B photos."""
         x = views.float() if views.dtype in (torch.float16, torch.bfloat16) else views
-        if x.is_cuda:
-            shared = _shared(x, p)
-            out = _pixels(x, p, shared).clamp_(0, 1)
-            if view_mask is not None:
-                out.mul_(view_mask[..., None, None, None])
-            moved = None if masks is None else _move_masks(masks, p)
-            return out.to(views.dtype), moved
+        out, moved = (self._together if x.is_cuda else self._one_by_one)(x, p, masks, view_mask)
+        return out.to(views.dtype), moved
+
+    @staticmethod
+    def _together(
+        x: Tensor, p: Parameters, masks: Tensor | None, view_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """All photos at once: few launches, and the host waits for nothing."""
+        out = _pixels(x, p, _shared(x, p)).clamp(0, 1)
+        if view_mask is not None:
+            out.mul_(view_mask[..., None, None, None])
+        return out, None if masks is None else _move_masks(masks, p)
+
+    def _one_by_one(
+        self, x: Tensor, p: Parameters, masks: Tensor | None, view_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Photo by photo, padding left out."""
         out = torch.empty_like(x)
         moved = None if masks is None else torch.empty_like(masks)
         for b in range(len(p)):
+            photo, alone = slice(b, b + 1), p.rows(slice(b, b + 1))
             count = x.shape[1] if view_mask is None else _last(view_mask[b])
-            self._one_photo(x[b : b + 1, :count], p.rows(slice(b, b + 1)), out[b : b + 1, :count])
+            self._one_photo(x[photo, :count], alone, out[photo, :count])
             out[b, count:] = 0
             if view_mask is not None and not bool(view_mask[b, :count].all()):
                 out[b, ~view_mask[b]] = 0
             if masks is not None and moved is not None:
-                moved[b : b + 1] = _move_masks(masks[b : b + 1], p.rows(slice(b, b + 1)))
-        return out.to(views.dtype), moved
+                moved[photo] = _move_masks(masks[photo], alone)
+        return out, moved
 
     @staticmethod
     def _one_photo(x: Tensor, p: Parameters, out: Tensor) -> None:

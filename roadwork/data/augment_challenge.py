@@ -1,8 +1,9 @@
 """The challenge's own distribution: what the subnet's validator does to a photo before it asks.
 
-streetvision-subnet, natix/utils/image_transforms.py at 128981d: one of four levels, each of probability 1/4. 0: the photo;
-1: rotation by up to 20 degrees and a square crop of 20 to 100 % of the area; 2: also saturation, contrast, down- and
-up-sampling; 3: those stronger, coloured noise and Gaussian blur. Then 224 pixels a side, as JPEG (Pillow's quality 75, 4:2:0).
+streetvision-subnet, natix/utils/image_transforms.py at 128981d: one of four levels, each of probability 1/4. 0: the
+photo; 1: rotation by up to 20 degrees and a square crop of 20 to 100 % of the area; 2: also saturation, contrast, down-
+and up-sampling; 3: those stronger, coloured noise and Gaussian blur. Then 224 pixels a side, as JPEG (Pillow's quality
+75, 4:2:0).
 What differs: views stand for the photo, values are not rounded to bytes between ops, and at a view size above 224 the
 result is enlarged again, so that the model sees no detail that the service would not send.
 """

@@ -19,11 +19,11 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 
 def hue_matrices(radians: Array) -> Array:
-    """[N, 3, 3] turning the chroma plane of YIQ by [N] radians: grey stays grey and luma stays luma."""
+    """[N, 3, 3] turning the chroma plane of YIQ by [N] radians (> 0: red to yellow): grey and luma stay."""
     turn = np.zeros((len(radians), 3, 3))
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = np.cos(radians)
-    turn[:, 1, 2], turn[:, 2, 1] = -np.sin(radians), np.sin(radians)
+    turn[:, 1, 2], turn[:, 2, 1] = np.sin(radians), -np.sin(radians)
     return _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
 
 
@@ -57,7 +57,11 @@ def colour(views: Tensor, matrix: Tensor) -> Tensor:
     matrix = matrix.to(views.device, views.dtype)
     if not views.is_cuda:
         return torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], views.flatten(2)).view_as(views)
-    # three streaming passes: as a matrix product of inner size 3 it would run in TF32 where that is allowed
+    return _by_columns(views, matrix)
+
+
+def _by_columns(views: Tensor, matrix: Tensor) -> Tensor:
+    """Three streaming passes: as a matrix product of inner size 3 it would run in TF32 where that is allowed."""
     column = matrix[..., None, None].unbind(2)
     out = torch.addcmul(column[3], column[0], views[:, :1])
     return out.addcmul_(column[1], views[:, 1:2]).addcmul_(column[2], views[:, 2:])

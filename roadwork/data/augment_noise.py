@@ -31,7 +31,7 @@ def _bank(length: int, device: torch.device) -> Tensor:
 
 
 def noise_windows(seed: Array, views: int, first: int = 0) -> tuple[Array, Array]:
-    """Place in the bank [N, views] and sign (+1, -1) of the views first, first + 1, ... of photos with uint64 seeds [N]."""
+    """Place in the bank [N, views] and sign (+1, -1) of the views first, first + 1, ... of photos with seeds [N]."""
     with np.errstate(over="ignore"):
         drawn = mix(seed[:, None] + np.arange(first + 1, first + views + 1, dtype=np.uint64))
     return (drawn % np.uint64(_PLACES)).astype(np.int64), 1.0 - 2.0 * (drawn >> np.uint64(63)).astype(np.float64)
@@ -51,13 +51,18 @@ def add_noise_(photos: Tensor, std: Array, seed: Array, first: int = 0) -> Tenso
     place, sign = noise_windows(seed, views, first)
     scale = sign * std[:, None]
     if photos.is_cuda:
-        windows = bank.unfold(0, length, _STRIDE)
-        rows = windows.index_select(0, torch.from_numpy(place.reshape(-1)).to(photos.device, non_blocking=True))
-        factor = torch.from_numpy(scale).to(photos.device, photos.dtype, non_blocking=True)
-        return photos.addcmul_(rows.view_as(photos).to(photos.dtype), factor[..., None, None, None])
+        return _by_rows(photos, bank, place, scale)
     for i in range(n):
         for v in range(views):
             start = int(place[i, v]) * _STRIDE
             window = bank[start : start + length].view(photos.shape[2:])
             photos[i, v].add_(window, alpha=float(scale[i, v]))
     return photos
+
+
+def _by_rows(photos: Tensor, bank: Tensor, place: Array, scale: Array) -> Tensor:
+    """The same in two launches for all photos."""
+    windows = bank.unfold(0, photos[0, 0].numel(), _STRIDE)
+    rows = windows.index_select(0, torch.from_numpy(place.reshape(-1)).to(photos.device, non_blocking=True))
+    factor = torch.from_numpy(scale).to(photos.device, photos.dtype, non_blocking=True)
+    return photos.addcmul_(rows.view_as(photos).to(photos.dtype), factor[..., None, None, None])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadwork.config import AugmentConfig
+from roadwork.data.augment_colour import colour_matrices
 from roadwork.data.augment_geometry import flips, from_corners, rotations, zooms
 
 Array = NDArray[Any]
@@ -88,7 +89,7 @@ class Parameters:
     shadow_shape: Array
     """[4] angle (radians), place, half width, softness (halves of the view)."""
     glare: Array
-    """Added light, 0 (none) to 1."""
+    """Added light around the burnt core, 0 (none) to 1."""
     glare_shape: Array
     """[3] x, y in [-1, 1] and radius (halves of the view)."""
     glare_colour: Array
@@ -150,7 +151,9 @@ def _either(config: AugmentConfig, u: Array, size: float) -> Array:
 def _geometry(config: AugmentConfig, u: dict[str, Array], hit: Any, challenge: Array) -> dict[str, Array]:
     n, scale = len(challenge), config.magnitude_scale
     flip = hit("flip", config.flip_p) & ~challenge  # the validator's flips never happen
-    angle = np.where(hit("rotation", config.rotation_p), _either(config, u["rotation_size"], config.rotation_degrees), 0)
+    angle = np.where(
+        hit("rotation", config.rotation_p), _either(config, u["rotation_size"], config.rotation_degrees), 0
+    )
     zoom_low, zoom_high = (max(1 + (z - 1) * scale, 0.05) for z in config.zoom_range)
     zoom = np.where(hit("zoom", config.zoom_p), zoom_low + (zoom_high - zoom_low) * u["zoom_size"], 1.0)
     corner = np.stack([u[f"corner_{i}"] for i in range(8)], 1).reshape(n, 4, 2)
@@ -172,8 +175,6 @@ def _geometry(config: AugmentConfig, u: dict[str, Array], hit: Any, challenge: A
 
 
 def _colour(config: AugmentConfig, u: dict[str, Array], hit: Any, challenge: Array) -> dict[str, Array]:
-    from roadwork.data.augment_colour import colour_matrices
-
     def factor(name: str, probability: float, size: float) -> Array:
         drawn = np.maximum(1 + _either(config, u[f"{name}_size"], size), 0)
         return np.where(hit(name, probability) & ~challenge, drawn, 1.0)

@@ -1,7 +1,7 @@
 """Weather and light as fields over the view: every op is x * keep + add, so all of them are one multiply-add.
 
-Fields of shadow, fog and glare vary slowly: they are computed at a quarter of the view size and enlarged. Rain is computed
-at full size. A photo's fields are the same in all its views, so they cost once per photo, not once per view.
+Fields of shadow, fog and glare vary slowly: they are computed at a quarter of the view size and enlarged. Rain is
+computed at full size. A photo's fields are the same in all its views, so they cost once per photo, not once per view.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _GRAIN = 64  # widest lattice of random numbers (a column of rain repeats after 
 def weather_fields(p: Parameters, size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """keep [N, 1, S, S] and add [N, 3, S, S] of all weather of the photos `p`, both in [0, 1].
 
-    From the scene to the lens: shadow falls on things, fog lies before them, glare arises in the lens; rain is drawn last,
-    in front of everything but softened by it.
+    From the scene to the lens: shadow falls on things, fog lies before them, glare arises in the lens; rain is drawn
+    last, in front of everything.
     """
     n, low = len(p), max(size // 4, 16)
 
@@ -43,7 +43,7 @@ def weather_fields(p: Parameters, size: int, device: torch.device, dtype: torch.
         opacity = fog_field(put(haze), put(_lattice(p.fog_seed)), y)
         keep, add = keep * (1 - opacity), opacity * put(p.airlight)[..., None, None]
     if p.glare.any():
-        light = _field(put(p.glare)) * glare_field(put(p.glare_shape), x, y)
+        light = (_field(put(p.glare)) * glare_field(put(p.glare_shape), x, y)).clamp(0, 1)
         light = light * put(p.glare_colour)[..., None, None]
         # screen blending: never beyond white, strongest where it is dark
         veil = light.mean(1, keepdim=True)
@@ -103,7 +103,7 @@ def fog_field(density: Tensor, lattice: Tensor, y: Tensor) -> Tensor:
 
 
 def glare_field(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Light in the lens [N, 1, h, w] in [0, 1]: a burnt core, its bloom, a veil over the view, and faint rays.
+    """Light in the lens [N, 1, h, w]: a core that burns out (2 and more), its bloom, a veil over the view, faint rays.
 
     Args:
         shape: [N, 3] place (x, y) of the sun and radius of the bloom, in halves of the view.
@@ -117,14 +117,14 @@ def glare_field(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     # six rays: |cos 3 phi| sharpened, by the triple-angle formula instead of atan2
     cosine = dx / distance
     rays = (4 * cosine**3 - 3 * cosine).abs() ** 24 * torch.exp(-distance / (1.6 * radius))
-    return (1.1 * core + 0.75 * bloom + 0.12 + 0.3 * rays).clamp(0, 1)
+    return 2.0 * core + 0.75 * bloom + 0.12 + 0.3 * rays
 
 
 def rain_field(amount: Tensor, angle: Tensor, random: Tensor, size: int) -> Tensor:
     """Opacity of rain streaks [N, 1, S, S] in [0, 1]: near drops (long, wide, few) over far ones (short, thin, many).
 
-    The view is cut into columns along the fall and each column, shifted by its own amount, into cells; a cell whose random
-    number is small enough holds one streak that swells and fades along its length.
+    The view is cut into columns along the fall and each column, shifted by its own amount, into cells; a cell whose
+    random number is small enough holds one streak that swells and fades along its length.
 
     Args:
         amount: [N] in [0, 1]: how many and how bright.
@@ -151,9 +151,7 @@ def rain_field(amount: Tensor, angle: Tensor, random: Tensor, size: int) -> Tens
         drop = table.flatten(1).gather(1, (index * _GRAIN + cell.long() % _GRAIN).flatten(1)).view_as(u)
         fade = 1 - (2 * (v - cell) - 1) ** 2
         bright = ((share * (0.4 + 0.6 * strength) - drop) / share).clamp(0, 1).sqrt()
-        streak = profile * fade * bright * (opacity * (0.5 + 0.5 * strength))
+        streak = profile * fade * bright * (opacity * (0.5 + 0.5 * strength) * (strength > 0))
         total = streak if total is None else total + streak * (1 - total)
     assert total is not None
     return total.unsqueeze(1)
-
-

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,8 +29,8 @@ from roadwork.data.views import check_view_size
 from roadwork.errors import UserError
 
 REJECTED = "rejected.jsonl"
-Progress = Callable[[int, int, int], None]
-"""(photos done, of them kept from an earlier build, photos in all)."""
+Progress = Callable[[str, int, int, int], None]
+"""(`draw` or `encode`, photos done, of them kept from an earlier build, photos in all)."""
 
 
 @dataclass
@@ -40,26 +41,34 @@ class BuildReport:
     encoded: int
     kept: int
     unchanged: bool = False
+    encode_s: float = 0.0
+    """Seconds of reading, decoding and encoding alone."""
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildReport:
-    """Build, or continue and complete, the shards that `options` describe. Raises UserError for what the user can mend."""
+    """Build, or continue and complete, the shards that `options` describe.
+
+    Raises UserError for what the user can mend: options, the source, a full disk, killed workers.
+    """
     check_options(options)
     out = Path(options.out)
     processes = options.processes or len(os.sched_getaffinity(0))
     try:
         (out / ".build").mkdir(parents=True, exist_ok=True)
-        source = open_source(options.source, out / "source", options.seed, processes).source
+        drawn = None if progress is None else lambda done, total: progress("draw", done, 0, total)
+        source = open_source(options.source, out / "source", options.seed, processes, drawn).source
         plan = make_plan(source, options)
         previous = _previous(out)
         if previous is not None and previous.get("build", {}).get("fingerprint") != plan.fingerprint():
             (out / MANIFEST).unlink()  # from here on the folder is no longer what its manifest says
             previous = None
+        started = time.monotonic()
         results = encode(plan, source, options, processes, progress)
+        encode_s = time.monotonic() - started
         encoded = sum(
             len(shard.entries) for shard, result in zip(plan.shards, results, strict=True) if result and not result.kept
         )
-        report = BuildReport(None, encoded, len(plan.entries) - encoded)
+        report = BuildReport(None, encoded, len(plan.entries) - encoded, encode_s=encode_s)
         if any(result is None for result in results):
             report.kept = 0
             return report
@@ -69,7 +78,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         report.manifest = finish(out, plan, source, options, done)
         return report
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"no space left at {out}; make room and run the same command: finished shards are kept"
             ) from error
@@ -128,7 +137,7 @@ def encode(
 
     def tell() -> None:
         if progress is not None:
-            progress(counter[0], counter[1], total)
+            progress("encode", counter[0], counter[1], total)
 
     if min(processes, len(order)) <= 1:
         for i in order:
@@ -202,6 +211,7 @@ def manifest_of(
             "used_repaired": repaired,
             "rejected": len(rejected),
         },
+        "ids_in_two_splits": sum(bool(entry.record.extra.get("ambiguous_id")) for entry in entries),
         "repairs": dict(sorted(repairs.items())),
         "rejected_reasons": dict(sorted(Counter(line.reason.partition(":")[0] for line in rejected).items())),
         "splits": describe_splits(entries, photos, rows),

@@ -65,12 +65,14 @@ def _weights(manifest: dict[str, Any]) -> Iterator[str]:
     yield f"class prior of train: photos {_share(prior['photos'])}, draws {_share(prior['draws'])}"
     goal, before, after = manifest["coverage_targets"], manifest["coverage_unweighted"], manifest["coverage"]
     if after["mean_km"] is None:
-        yield "coverage: no target"
+        why = "no target" if not manifest["clusters"] else "no training photo has a usable coordinate"
+        yield f"coverage: {why}"
         return
     yield f"coverage of the draws: {'':8} {'photos':>8} {'draws':>8} {'target':>8}"
     for name in ("within_50_km", "within_100_km", "mean_km"):
         yield f"  {name:29} {before[name]:>8.3f} {after[name]:>8.3f} {goal[name]:>8.3f}"
-    yield f"  effective sample size {after['effective_sample_size']:.0f} of {after['photos']}; targets met: {after['targets_met']}"
+    size = f"{after['effective_sample_size']:.0f} of {after['photos']}"
+    yield f"  effective sample size {size}; targets met: {after['targets_met']}"
 
 
 def _audits(manifest: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 
 from roadwork.data.duplicates import photo_hash
-from roadwork.data.images import decode_masks, decode_photo
+from roadwork.data.images import Photo, decode_masks
 from roadwork.data.masks import MaskFolder
 from roadwork.data.plan import BuildOptions, Entry, Rejection, ShardPlan, meta_of
 from roadwork.data.record import Rejected
@@ -141,20 +141,21 @@ def encode_photo(
     entry: Entry, image: bytes, masks: bytes | None, folder: MaskFolder | None, options: BuildOptions
 ) -> tuple[Sample, tuple[str, ...], dict[str, Any]]:
     """(sample, names of repairs, facts for the audits). Raises Rejected where the photo cannot be decoded."""
-    rgb, notes = decode_photo(image)
-    height, width = rgb.shape[:2]
+    header = Photo(image)
+    width, height = header.width, header.height
     boxes = view_boxes(width, height, options.view_size, options.max_views)
-    views = make_views(rgb, boxes, options.view_size)
+    rgb, notes = header.decode(shrink_for(boxes, options.view_size))
+    views = make_views(rgb, scaled_boxes(boxes, (width, height), rgb.shape), options.view_size)
     meta = meta_of(entry) | {"width": width, "height": height}
-    found, valid, confidence = _masks_of(entry, masks, folder)
     bits: np.ndarray | None = None
-    if found is not None:
-        try:
+    try:
+        found, valid, confidence = _masks_of(entry, masks, folder)
+        if found is not None:
             plane = decode_masks(found, width, height)
-            bits = make_mask_views(plane, scaled_boxes(boxes, (width, height), plane.shape), options.view_size)
+            bits = mask_views(plane, scaled_boxes(boxes, (width, height), plane.shape), options.view_size)
             meta |= {"masks_valid": valid, "masks_confidence": confidence}
-        except Rejected as error:
-            notes += (error.reason.partition(":")[0],)
+    except Rejected as error:  # the photo is used without masks
+        notes += (error.reason.partition(":")[0],)
     sheet = simplejpeg.encode_jpeg(compose_sheet(views), options.quality, "RGB", "420", fastdct=False)
     photo = {
         "id": entry.record.id,
@@ -177,12 +178,29 @@ def _masks_of(
     if folder is not None:
         found = folder.get(entry.record.id)
         if found is not None:
+            if entry.record.extra.get("ambiguous_id"):
+                raise Rejected("masks_ambiguous_id: two published splits have a photo of this id")
             return found
     return masks, [True] * 6, [1.0] * 6
 
 
+def shrink_for(boxes: np.ndarray, view_size: int) -> int:
+    """Largest of 8, 4, 2, 1 by which a photo may shrink so that no view has to be enlarged for it."""
+    side = float((boxes[:, 2:] - boxes[:, :2]).min())
+    return next((factor for factor in (8, 4, 2) if side / factor >= view_size), 1)
+
+
+def mask_views(bits: np.ndarray, boxes: np.ndarray, view_size: int) -> np.ndarray:
+    """As `make_mask_views`, box by box: most crops hold few of the classes, and only those cost anything."""
+    made = []
+    for x0, y0, x1, y1 in boxes.astype(int):
+        whole = np.array([[0, 0, x1 - x0, y1 - y0]], dtype=np.float32)
+        made.append(make_mask_views(np.ascontiguousarray(bits[y0:y1, x0:x1]), whole, view_size)[0])
+    return np.stack(made)
+
+
 def scaled_boxes(boxes: np.ndarray, photo: tuple[int, int], plane: tuple[int, ...]) -> np.ndarray:
-    """Boxes in pixels of the photo (width, height) to whole pixels of a mask [h, w], never empty."""
+    """Boxes in pixels of the photo (width, height) to whole pixels of a copy of it [h, w, ...], never empty."""
     scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
     scaled = np.rint(boxes * scale)
     limit = np.array([plane[1], plane[0]])

@@ -16,9 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from roadwork.data.cache import ShardCache, is_remote
 from roadwork.data.decode import decode_masks, decode_views, unpack_masks
 from roadwork.data.ranges import RangeReader
 from roadwork.data.scan import ShardRows, scan_shard
@@ -43,12 +45,23 @@ class ShardIndex:
     width, height int32; shard int32; and offset and size of each member: views_offset, views_size, meta_offset, ...
     """
 
-    def __init__(self, folder: Path, split: str, manifest: dict[str, Any], table: Table) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str,
+        manifest: dict[str, Any],
+        table: Table,
+        cache: tuple[str, float] = ("", 50.0),
+    ) -> None:
         self.folder, self.split, self.manifest = folder, split, manifest
         self.view_size: int = manifest["view_size"]
         self.mask_size: int = manifest["mask_size"]
         self.shards = [ShardInfo(**line) for line in manifest["shards"] if line["split"] == split]
-        self.paths = [folder / shard.name for shard in self.shards]
+        self.paths = [_join(folder, shard.name) for shard in self.shards]
+        self.cache: ShardCache | None = None
+        if is_remote(folder):
+            local = Path(cache[0] or "~/.cache/roadwork").expanduser()
+            self.cache = ShardCache(str(folder), local, int(cache[1] * 2**30), self.shards)
         self.id: npt.NDArray[np.str_] = np.char.decode(table["id"], "utf-8")
         self.group: npt.NDArray[np.str_] = table["group_names"][table["group_code"]]
         self.city: npt.NDArray[np.str_] = table["city_names"][table["city_code"]]
@@ -73,13 +86,23 @@ class ShardIndex:
         self.masks_size: npt.NDArray[np.int64] = table["masks_size"]
         self._box_code: npt.NDArray[np.int32] = table["box_code"]
         self._box_table: npt.NDArray[np.float32] = table["box_table"]
-        self._reader = RangeReader(self.paths)
+        self._reader = RangeReader(self.paths, cache=self.cache)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], split: str, *, verify: bool = False) -> ShardIndex:
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        split: str,
+        *,
+        verify: bool = False,
+        cache_dir: str = "",
+        cache_gib: float = 50.0,
+    ) -> ShardIndex:
         """Open one split.
 
         Args:
+            folder: local, or a URL that fsspec knows; remote shards are fetched when they are first read, checked by
+                SHA-256 and kept in `cache_dir` (default `~/.cache/roadwork`) up to `cache_gib` GiB.
             verify: also compare every shard's SHA-256 (reads everything); otherwise existence and size are checked,
                 and each sample's CRC-32 when it is read.
 
@@ -87,17 +110,20 @@ class ShardIndex:
             UserError: one line naming the file that is missing, truncated, of another schema version or altered, and
                 what to run.
         """
-        root = Path(folder)
+        root = _root(folder)
         manifest = read_manifest(root)
-        index = cls(root, split, manifest, _read_table(root, split, manifest))
+        index = cls(root, split, manifest, _read_table(root, split, manifest), (cache_dir, cache_gib))
         counted = sum(shard.count for shard in index.shards)
         if counted != len(index):
             raise UserError(
-                f"{root / MANIFEST} counts {counted} samples in {split}, its index has {len(index)}; "
+                f"{_join(root, MANIFEST)} counts {counted} samples in {split}, its index has {len(index)}; "
                 f"run `{rebuild_command(root)}`"
             )
-        for shard in index.shards:
-            check_shard(root, shard, verify=verify)
+        for number, shard in enumerate(index.shards):
+            if isinstance(root, Path):
+                check_shard(root, shard, verify=verify)
+            elif verify and index.cache is not None:
+                index.cache.fetch(number)
         return index
 
     def __len__(self) -> int:
@@ -131,20 +157,17 @@ class ShardIndex:
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a folder of shards, or a UserError that names what is wrong with it."""
-    root = Path(folder)
-    path = root / MANIFEST
-    if not root.is_dir():
-        raise UserError(
-            f"there are no shards at {root}; build them with `python -m shards.build --source SRC --out {root}`"
-        )
-    if not path.is_file():
-        if any(root.glob("*-*.tar")):
-            raise UserError(
-                f"{path} is missing; run `{rebuild_command(root)}`, or finish the build that was interrupted"
-            )
-        raise UserError(f"{path} is missing; build shards with `python -m shards.build --source SRC --out {root}`")
+    root = _root(folder)
+    path = _join(root, MANIFEST)
+    if isinstance(root, Path) and not root.is_dir():
+        raise UserError(f"there are no shards at {root}; {_build(root)}")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(_read_bytes(root, MANIFEST))
+    except FileNotFoundError as error:
+        if isinstance(root, Path) and any(root.glob("*-*.tar")):
+            remedy = f"finish the interrupted build, or run `{rebuild_command(root)}`"
+            raise UserError(f"{path} is missing; {remedy}") from error
+        raise UserError(f"{path} is missing; {_build(root)}") from error
     except ValueError as error:
         raise UserError(f"{path} is truncated or altered ({error}); run `{rebuild_command(root)}`") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
@@ -181,14 +204,33 @@ def check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
             )
 
 
-def _read_table(root: Path, split: str, manifest: dict[str, Any]) -> Table:
+def _root(folder: str | os.PathLike[str]) -> Path | str:
+    return os.fspath(folder) if is_remote(folder) else Path(folder)
+
+
+def _join(root: Path | str, name: str) -> Path | str:
+    return root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}"
+
+
+def _build(root: Path | str) -> str:
+    return f"build shards with `python -m shards.build --source SRC --out {root}`"
+
+
+def _read_bytes(root: Path | str, name: str) -> bytes:
+    if isinstance(root, Path):
+        return (root / name).read_bytes()
+    with fsspec.open(_join(root, name), "rb") as file:
+        return file.read()
+
+
+def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table:
     if split not in manifest["indexes"]:
         there = ", ".join(sorted(manifest["indexes"])) or "none"
         raise UserError(f"{root} has no split {split!r}; it has: {there}")
     line = manifest["indexes"][split]
-    path = root / line["file"]
+    path = _join(root, line["file"])
     try:
-        data = path.read_bytes()
+        data = _read_bytes(root, line["file"])
     except OSError as error:
         raise UserError(f"index {path} is missing; run `{rebuild_command(root)}`") from error
     if hashlib.sha256(data).hexdigest() != line["sha256"]:

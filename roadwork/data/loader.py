@@ -66,7 +66,7 @@ class _Loader:
         fits = SHARED_BYTES // layout.slot_bytes - HELD
         ahead = max(1, min(self._prefetch * self.workers, fits)) if self.workers else 1
         pin = torch.cuda.is_available() and torch.cuda.is_initialized()
-        pool = DecodePool(self.index.paths, layout, workers=self.workers, ahead=ahead, pin=pin)
+        pool = DecodePool(self.index.paths, layout, workers=self.workers, ahead=ahead, pin=pin, cache=self.index.cache)
         self._pools.append(pool)
         queue: deque[tuple[_Plan, Job]] = deque()
         try:
@@ -111,7 +111,8 @@ class _Loader:
             named = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:5])
             raise UserError(
                 f"{len(self.unreadable)} photos of {self.index.folder} cannot be read, "
-                f"more than data.bad_sample_budget {self.budget:g} allows ({named}); run `python -m shards.verify {self.index.folder}` and build again"
+                f"more than data.bad_sample_budget {self.budget:g} allows ({named}); "
+                f"run `python -m shards.verify {self.index.folder}` and build again"
             )
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from roadwork.data import geo, splits
+from roadwork.data.masks import MaskFolder
 from roadwork.data.record import Record, Rejected, parse_row
 from roadwork.data.sources import Ref, Source
 from roadwork.errors import UserError
@@ -172,6 +173,10 @@ def scan(source: Source) -> tuple[list[Ref], list[Record], list[Rejection], int]
         seen.add((split, record.id))
         refs.append(ref)
         records.append(record)
+    times = Counter(name for _, name in seen)
+    for record in records:
+        if times[record.id] > 1:  # the same number in train and test: two photos, told apart by their split only
+            record.extra["ambiguous_id"] = True
     return refs, records, rejected, rows
 
 
@@ -254,19 +259,12 @@ def _city_points(city: str, entries: Sequence[Entry], source: Source) -> tuple[n
 
 
 def known_cities(source: Source) -> dict[str, tuple[float, float]]:
-    """City centres that the source itself publishes (the embedded benchmark's deployment cities)."""
+    """City centres that the source itself publishes: the embedded benchmark's."""
     if not source.name.startswith("street"):
         return {}
-    from roadwork.data import street
+    from roadwork.data.street_cities import CITIES
 
-    return city_centres(street.target_cities())
-
-
-def city_centres(cities: Any) -> dict[str, tuple[float, float]]:
-    """Name to (latitude, longitude), from a mapping or from objects with name, latitude and longitude."""
-    if isinstance(cities, dict):
-        return {str(name): (float(place[0]), float(place[1])) for name, place in cities.items()}
-    return {str(city.name): (float(city.latitude), float(city.longitude)) for city in cities}
+    return {city.name: (city.latitude, city.longitude) for city in CITIES}
 
 
 def describe_weights(
@@ -329,12 +327,13 @@ def cut_shards(entries: Sequence[Entry], source: Source, options: BuildOptions) 
 
 
 def fingerprint(entries: Sequence[Entry], source: Source, options: BuildOptions) -> str:
-    """SHA-256 of all that decides a shard's bytes: encoding options, metadata, identity of the source bytes."""
+    """SHA-256 of all that decides a shard's bytes: encoding options, metadata, identity of photos and masks."""
     digest = hashlib.sha256(json.dumps(options.encoding(), sort_keys=True).encode())
+    folder = MaskFolder(options.masks) if options.masks else None
     for entry in entries:
-        digest.update(
-            json.dumps([entry.key, meta_of(entry), list(entry.ref), source.stamp(entry.ref)], sort_keys=True).encode()
-        )
+        masks = folder.stamp(entry.record.id) if folder else ""
+        facts = [entry.key, meta_of(entry), list(entry.ref), source.stamp(entry.ref), masks]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 

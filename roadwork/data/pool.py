@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 import roadwork
+from roadwork.data.cache import ShardCache
 from roadwork.data.ranges import RangeReader
 from roadwork.data.slots import SlotLayout
 from roadwork.data.worker import HEADER, fill_rows
@@ -65,10 +66,18 @@ class DecodePool:
     """
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], layout: SlotLayout, *, workers: int, ahead: int, pin: bool
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        layout: SlotLayout,
+        *,
+        workers: int,
+        ahead: int,
+        pin: bool = False,
+        cache: ShardCache | None = None,
     ) -> None:
         self.layout, self.workers, self.ahead = layout, workers, ahead
-        self._paths = [os.path.abspath(path) for path in paths]
+        self._paths = [os.fspath(path) if cache else os.path.abspath(path) for path in paths]
+        self._cache = cache
         self._slots = ahead + HELD
         self._memory_fd = os.memfd_create("roadwork-batches", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, self._slots * layout.slot_bytes)
@@ -81,7 +90,7 @@ class DecodePool:
         self._backlog: deque[bytes] = deque()
         self._restarts = 0
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._reader = RangeReader(self._paths) if not workers else None
+        self._reader = RangeReader(self._paths, cache=cache) if not workers else None
         if workers:
             self._start()
             self._end = weakref.finalize(self, _stop, self._processes)
@@ -109,6 +118,8 @@ class DecodePool:
             arrays = self.layout.arrays(self._slot(job.slot), views)
             job.failed = fill_rows(tasks, self._reader, self.layout, arrays)
             job.chunks = {}
+        elif self._died():  # looked at here too: its siblings would go on alone, at part of the speed
+            self._restart()
         else:
             self._backlog.extend(job.chunks.values())
             self._flush()
@@ -166,7 +177,7 @@ class DecodePool:
         poll = select.poll()
         poll.register(self._results, select.POLLIN)
         if not poll.poll(_POLL_MS):
-            if any(process.poll() is not None for process in self._processes):
+            if self._died():
                 self._restart()
             return
         try:
@@ -189,7 +200,12 @@ class DecodePool:
         self._results, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tasks.setblocking(False)
         config = os.memfd_create("roadwork-loader", os.MFD_CLOEXEC)
-        text = {"layout": asdict(self.layout), "paths": self._paths, "slots": self._slots}
+        text = {
+            "layout": asdict(self.layout),
+            "paths": self._paths,
+            "slots": self._slots,
+            "cache": self._cache.state() if self._cache else None,
+        }
         with open(config, "wb", closefd=False) as file:
             file.write(json.dumps(text).encode())
         fds = (theirs.fileno(), answers.fileno(), self._memory_fd, config)
@@ -205,6 +221,9 @@ class DecodePool:
         for end in (theirs, answers):
             end.close()
         os.close(config)
+
+    def _died(self) -> bool:
+        return any(process.poll() is not None for process in self._processes)
 
     def _restart(self) -> None:
         codes = [process.poll() for process in self._processes]

@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roadwork.data.cache import ShardCache
 
 
 class RangeReader:
     """`read(file number, offset, size)` by `os.pread`: no seek state, the least recently used descriptors are closed.
 
-    A file is opened anew after a fork, so that a child never shares the parent's descriptors' life.
+    With a cache, the paths only name the files; the cache fetches each when it is first read. Files are opened anew
+    after a fork, so that a child never shares the life of its parent's descriptors.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], max_open: int = 256) -> None:
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], max_open: int = 256, cache: ShardCache | None = None
+    ) -> None:
+        self.cache = cache
         self._paths = [os.fspath(path) for path in paths]
         self._max_open = max_open
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -38,7 +46,8 @@ class RangeReader:
         if descriptor is None:
             while len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
-            descriptor = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            path = self._paths[number] if self.cache is None else self.cache.fetch(number)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._open[number] = descriptor
         else:
             self._open.move_to_end(number)
@@ -53,8 +62,8 @@ class RangeReader:
     def __del__(self) -> None:
         self.close()
 
-    def __getstate__(self) -> tuple[list[str], int]:
-        return self._paths, self._max_open
+    def __getstate__(self) -> tuple[list[str], int, ShardCache | None]:
+        return self._paths, self._max_open, self.cache
 
-    def __setstate__(self, state: tuple[list[str], int]) -> None:
+    def __setstate__(self, state: tuple[list[str], int, ShardCache | None]) -> None:
         self.__init__(*state)  # type: ignore[misc]

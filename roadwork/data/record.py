@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,10 @@ OPTIONAL_COLUMNS = (
     "scene_level_tags.travel_alteration",
     "masks",
 )
+
+
+_NUMPY_NUMBER = re.compile(r"np\.float\d+\(([^()]*)\)")
+"""How str() of a list writes numpy's numbers since numpy 2."""
 
 
 class Rejected(Exception):
@@ -175,7 +180,9 @@ def parse_gps(value: Any, notes: list[str]) -> tuple[float | None, float | None]
         if not value.strip():
             note = "gps_empty"
         else:
-            pair = _literal(value)
+            pair = _literal(_NUMPY_NUMBER.sub(r"\1", value))
+            if _NUMPY_NUMBER.search(value):
+                notes.append("gps_numpy_text")
     if not note:
         note, latitude, longitude = check_pair(pair)
         if not note:

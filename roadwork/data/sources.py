@@ -1,18 +1,19 @@
 """Where photos come from: the hub, parquet in the hub's schema, a CSV of files, the embedded street benchmark.
 
-A source is scanned twice. `rows()` gives metadata only (pixels stay on disk or on the hub), from which splits, weights
-and the plan of the shards follow; `load(refs)` then reads the pixels of chosen rows, in any process. So 15 GB on the hub
-are read by byte range and never need to be on this disk.
+A source is read twice. `rows()` gives metadata only (pixels stay on disk or on the hub), from which splits, weights
+and the plan of the shards follow; `load(refs)` then reads the pixels of chosen rows, in any process. So 15 GB on the
+hub are read by byte range and never need to be on this disk.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import posixpath
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +62,8 @@ _CSV_COLUMNS = (
 
 Ref = tuple[int, int, int]
 """File, row group and row within it."""
+Drawn = Callable[[int, int], None]
+"""Told (photos drawn, photos in all)."""
 
 
 class Source(Protocol):
@@ -79,16 +82,23 @@ class Source(Protocol):
         """Changes when the bytes behind the row may have changed."""
 
 
-def open_source(spec: str, work_dir: str | Path | None = None, seed: int = 0, processes: int | None = None) -> Photos:
+def open_source(
+    spec: str,
+    work_dir: str | Path | None = None,
+    seed: int = 0,
+    processes: int | None = None,
+    progress: Drawn | None = None,
+) -> Photos:
     """`natix`, `street[:N]`, `csv:FILE`, or a folder, glob, file or fsspec URL of parquet.
 
-    work_dir keeps the embedded benchmark's parquet between calls; without it a temporary folder is used.
+    work_dir keeps the embedded benchmark's parquet between calls; without it a temporary folder is used, and
+    `progress` is told while it is drawn.
     Raises UserError where the source is missing, unreachable or of another schema.
     """
     if spec == "natix":
         return Photos(HubSource())
     if spec == "street" or spec.startswith("street:"):
-        return Photos(street_source(spec, work_dir, seed, processes))
+        return Photos(street_source(spec, work_dir, seed, processes, progress))
     if spec.startswith("csv:"):
         return Photos(CsvSource(spec.removeprefix("csv:")))
     return Photos(ParquetSource(spec))
@@ -312,6 +322,7 @@ def split_word(value: Any) -> str | None:
 
 def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like the other sources
     """The hub's parquet, resolved by `datasets` and read by byte range."""
+    logging.disable(logging.WARNING)  # the hub's client tells its retries; the one line below says what matters
     try:
         import datasets
 
@@ -322,6 +333,8 @@ def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like
             f"source natix: the hub's {name} cannot be reached ({type(error).__name__}); download its parquet files "
             f"elsewhere (hf download {name} --repo-type dataset) and give their folder as the source"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     if not listed:
         raise UserError(f"source natix: the hub's {name} lists no parquet files; give a folder of them as the source")
     source = ParquetSource.__new__(ParquetSource)
@@ -332,7 +345,9 @@ def HubSource(name: str = HUB_NAME) -> ParquetSource:  # noqa: N802 - reads like
     return source
 
 
-def street_source(spec: str, work_dir: str | Path | None, seed: int, processes: int | None) -> ParquetSource:
+def street_source(
+    spec: str, work_dir: str | Path | None, seed: int, processes: int | None, progress: Drawn | None = None
+) -> ParquetSource:
     """The embedded benchmark: drawn once, written in the public schema, and read back like any other parquet."""
     text = spec.partition(":")[2] or "1000"
     if not text.isdigit() or int(text) < 1:
@@ -340,14 +355,15 @@ def street_source(spec: str, work_dir: str | Path | None, seed: int, processes: 
     from roadwork.data import street
 
     folder = Path(work_dir) if work_dir is not None else Path(tempfile.mkdtemp(prefix="roadwork-street-"))
-    drawn_by = hashlib.sha256(Path(street.__file__).read_bytes()).hexdigest()[:16]
+    code = sorted(Path(street.__file__).parent.glob("street*.py"))
+    drawn_by = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:16]
     wanted = f"street n={int(text)} seed={seed} code={drawn_by}\n"
     marker = folder / "COMPLETE"
     if not marker.is_file() or marker.read_text() != wanted:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in [marker, *folder.glob("**/*.parquet")]:
             stale.unlink(missing_ok=True)
-        street.write_parquet(folder, int(text), seed, processes)
+        street.write_parquet(folder, int(text), seed, processes, progress)
         marker.write_text(wanted)
     return ParquetSource(str(folder), name=spec)
 

@@ -61,8 +61,8 @@ def assign_splits(
     reason = [""] * len(records)
     for stronger, weaker in (("test", ("train", "val")), ("val", ("train",))):
         held = {group for group, name in zip(groups, split, strict=True) if name == stronger}
-        for i, name in enumerate(split):
-            if name in weaker and groups[i] in held:
+        for i, present in enumerate(split):
+            if present in weaker and groups[i] in held:
                 split[i], reason[i] = None, f"group_in_{stronger}"
     for name, fraction in (("test", test_fraction), ("val", val_fraction)):
         if fraction > 0.0 and name not in split:

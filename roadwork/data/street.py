@@ -4,8 +4,8 @@
 schema (flat columns whose names contain dots, GPS as the string "[lat, lon]", lists as strings), plus one stated extra
 column, `masks`: a PNG of uint8 in the photo's size whose bit k is class k of MASK_CLASSES.
 
-A photo depends on (seed, index) alone, so any number of processes writes the same bytes. Photos come in videos of 2 to
-6 frames that share a place; a video belongs to one split. Positives: a work zone of 2 to 7 objects. Negatives: at the
+A photo depends on (seed, index) alone, so any number of processes writes the same bytes. Photos come in videos of 2 or
+3 frames that share a place; a video belongs to one split. Positives: a work zone of 5 to 15 objects. Negatives: at the
 same spot, counterparts of the same size and colours that are not roadwork. Both have further look-alikes around them.
 """
 
@@ -46,9 +46,9 @@ PRIOR = {"train": 0.8, "test": 0.5}
 """Share of positives aimed at in each split."""
 TEST_PER_TEN = 3
 """Test videos among ten."""
-_LENGTHS = (3, 5, 4, 2, 6, 4)
+_LENGTHS = (3, 2, 3, 2, 2, 3)
 _STARTS = tuple(int(s) for s in np.cumsum((0, *_LENGTHS)))
-_CLEAR = 0.25
+_CLEAR = 0.12
 """Share of work-zone videos whose first frame was taken before the zone: same place, no roadwork."""
 _MIN_PIXELS = 120
 """A positive photo shows at least this many pixels of roadwork."""
@@ -85,8 +85,8 @@ SCHEMA = pa.schema(
 COUNTERPARTS: dict[str, tuple[str, ...]] = {
     "cone": ("bollard", "hydrant", "flower_pot", "litter_bin", "pumpkins", "ice_cream"),
     "drum": ("bollard", "litter_bin", "postbox", "flower_pot"),
-    "barricade": ("bench", "gate_arm", "market_stall", "bench"),
-    "block_barrier": ("bench", "gate_arm", "bench", "pumpkins"),
+    "barricade": ("bench", "market_stall", "litter_bin", "autumn_bush", "flower_pot"),
+    "block_barrier": ("bench", "gate_arm", "postbox", "pumpkins", "flower_pot"),
     "work_sign": ("traffic_sign", "banner", "parasol", "traffic_sign"),
     "worker": ("pedestrian",),
     "work_truck": ("box_truck", "box_truck", "tractor"),
@@ -119,7 +119,7 @@ class Video:
 @dataclass(frozen=True)
 class Photo:
     """A drawn photo: `rgb` uint8 [720, 1280, 3]; `masks` uint8 [720, 1280], bit k = class k; its row without the two
-    encoded pictures; `split`; `objects`: (name, class or None, height in px, visible px) of everything that stands in it."""
+    encoded pictures; `split`; `objects`: (name, class or None, height in px, visible px) of all that stands in it."""
 
     rgb: Image
     masks: Image
@@ -156,7 +156,8 @@ def _video(number: int, seed: int) -> Video:
     stream = 20 if split == "train" else 30
     shares = np.array([c.train_share if split == "train" else c.test_share for c in CITIES])
     edges = np.cumsum(shares / shares.sum())
-    city = CITIES[int(min(np.searchsorted(edges, _stratum(seed, stream, position), "right"), len(CITIES) - 1))]
+    place = int(np.searchsorted(edges, _stratum(seed, stream, position), "right"))
+    city = CITIES[min(place, len(CITIES) - 1)]
     mean = sum(_LENGTHS) / len(_LENGTHS)
     rate = PRIOR[split] / (1 - _CLEAR / mean)
     site = _stratum(seed, stream + 1, position) < rate
@@ -164,9 +165,9 @@ def _video(number: int, seed: int) -> Video:
     cycle, slot = divmod(number, len(_LENGTHS))
     odds = np.asarray(city.weather, np.float64)
     weather = WEATHERS[int(rng.choice(len(WEATHERS), p=odds / odds.sum()))]
-    daytime = str(rng.choice(["Light", "Twilight", "Dark"], p=[0.74, 0.10, 0.16]))
+    daytime = str(rng.choice(["Light", "Twilight", "Dark"], p=[0.78, 0.10, 0.12]))
     glare = weather in ("Sunny", "Partly Cloudy") and daytime != "Dark" and rng.random() < 0.2
-    radius, angle = 9.0 * np.sqrt(rng.random()), 2 * np.pi * rng.random()
+    radius, angle = 9.0 * float(np.sqrt(rng.random())), 2 * float(np.pi) * rng.random()
     return Video(
         number, cycle * _STARTS[-1] + _STARTS[slot], _LENGTHS[slot], split, city, site, bool(rng.random() < _CLEAR),
         city.latitude + radius * float(np.sin(angle)) / 111.2,
@@ -195,21 +196,23 @@ def _side(rng: np.random.Generator, place: Place, z: float) -> float:
 
 
 def work_zone(rng: np.random.Generator, place: Place) -> list[Thing]:
-    """Roadwork objects of one zone: rows of cones or barriers and, among them, single signs, workers, machines."""
-    middle = float(rng.uniform(11.0, 27.0))
+    """Roadwork of one zone: a row of cones or drums, often barriers behind it, and signs, workers, machines around."""
+    middle = float(rng.uniform(9.5, 17.0))
     across = float(rng.uniform(-0.9, 0.9)) * min(place.road, 0.5 * middle)
+    plan = [("cone" if rng.random() < 0.7 else "drum", int(rng.integers(3, 7)))]
+    if rng.random() < 0.7:
+        plan.append(("barricade" if rng.random() < 0.6 else "block_barrier", int(rng.integers(1, 4))))
+    plan += [("work_sign", 1)] * int(rng.integers(0, 3)) + [("worker", 1)] * int(rng.integers(0, 3))
+    if rng.random() < 0.5:
+        plan.append((str(rng.choice(["excavator", "work_truck", "work_truck_side", "roller", "arrow_board"])), 1))
     things: list[Thing] = []
-    plan = list(rng.choice(["cone", "drum", "barricade", "block_barrier"], p=[0.44, 0.18, 0.22, 0.16], size=1))
-    singles = ["work_sign", "worker", "barricade", "cone", "excavator", "work_truck", "work_truck_side", "roller", "arrow_board"]
-    odds = np.array([0.25, 0.25, 0.10, 0.12, 0.07, 0.06, 0.05, 0.05, 0.05])
-    plan += list(rng.choice(singles, p=odds / odds.sum(), size=int(rng.integers(1, 4)), replace=False))
-    for i, name in enumerate(plan):
-        kind = ROADWORK[str(name)]
-        count = int(rng.integers(2, 5)) if i == 0 and kind.height[1] < 1.2 else 1
-        z, x = middle + float(rng.uniform(-3, 4)), across + float(rng.uniform(-2.4, 2.4))
+    for name, count in plan:
+        z, x = middle + float(rng.uniform(-3, 4)), across + float(rng.uniform(-3.4, 3.4))
         for k in range(count):
-            depth = max(8.5, z + 1.9 * k)
-            things.append(_thing(rng, kind, float(np.clip(x + 0.5 * k, -0.6 * depth, 0.6 * depth)), depth))
+            depth = max(7.0, z + 1.4 * k)
+            step = 0.9 if name in ("cone", "drum") else 1.6
+            aside = float(np.clip(x + step * (k - count / 2), -0.62 * depth, 0.62 * depth))
+            things.append(_thing(rng, ROADWORK[name], aside, depth))
     return things
 
 
@@ -229,24 +232,26 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
     rng = np.random.default_rng([video.seed, 3])
     names = list(LOOKALIKES)
     odds = np.array([3.0 if name in family.favourites else 1.0 for name in names])
-    for name in rng.choice(names, p=odds / odds.sum(), size=int(rng.integers(3, 8))):
+    for name in rng.choice(names, p=odds / odds.sum(), size=int(rng.integers(1, 5))):
         kind, z = LOOKALIKES[str(name)], float(rng.uniform(9, 34))
         on_road = str(name) in ("box_truck", "bus", "tractor", "lorry_side")
         x = float(rng.uniform(1.2, place.road - 1)) if on_road else _side(rng, place, z)
         place.things.append(_thing(rng, kind, x, z + (8 if on_road else 0)))
     for _ in range(int(rng.integers(1, 5))):
-        kind, z = TRAFFIC["car_behind" if rng.random() < 0.6 else "car_side"], float(rng.uniform(13, 45))
+        kind, z = (TRAFFIC["car_behind" if rng.random() < 0.6 else "car_side"], float(rng.uniform(13, 45)))
         x = float(rng.uniform(1.4, max(1.6, place.road - 1.2))) if kind.name == "car_behind" else _side(rng, place, z)
         place.things.append(_thing(rng, kind, x, z))
     zone = work_zone(rng, place)
-    plain = [_counterpart(rng, thing, family.favourites) for thing in zone]
+    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.5]
     return place, zone, plain
 
 
-def _paint(video: Video, frame_number: int, attempt: int, seed: int) -> tuple[Frame, list[tuple[str, int | None, float, int]]]:
+def _paint(
+    video: Video, frame_number: int, attempt: int, seed: int
+) -> tuple[Frame, list[tuple[str, int | None, float, int]]]:
     place, zone, plain = _layout(video.number, seed)
     rng = np.random.default_rng([video.seed, 4, frame_number, attempt])
-    horizon = 300 + float(np.random.default_rng([video.seed, 5]).uniform(0, 60)) + float(rng.normal(0, 3))
+    horizon = 385 + float(np.random.default_rng([video.seed, 5]).uniform(0, 35)) + float(rng.normal(0, 3))
     camera = Camera(horizon, 640 + float(rng.normal(0, 22)), 0.7 * frame_number - 2.0 * attempt)
     weather = video.conditions
     frame = paint_street(camera, place, cloud=weather.cloud, snow=weather.weather == "Snow", haze=weather.haze,
@@ -339,12 +344,16 @@ def _encoded(job: tuple[int, int]) -> tuple[str, dict[str, Any]]:
 
 
 def write_parquet(
-    out_dir: str | Path, n: int, seed: int = 0, processes: int | None = None, progress: Callable[[int, int], None] | None = None
+    out_dir: str | Path,
+    n: int,
+    seed: int = 0,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write photos 0..n-1 as `train-*.parquet` and `test-*.parquet`; return the files.
 
-    `processes`: how many draw at a time (default: one per core); the files are the same for any number. `progress(done, n)`
-    is called as rows arrive. About 70 % of the photos are training photos, by whole videos.
+    `processes`: how many draw at a time (default: one per core); the files are the same for any number.
+    `progress(done, n)` is called as rows arrive. About 70 % of the photos are training photos, by whole videos.
     """
     if n < 24:
         raise UserError(f"the street benchmark needs at least 24 photos to have both splits, got {n}: ask for more")

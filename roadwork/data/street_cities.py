@@ -88,18 +88,18 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 CITIES: tuple[City, ...] = (
-    City("pittsburgh", 40.4406, -79.9959, "rust", 0.14, 0.56, (2, 3, 4, 3, 2, 1)),
-    City("greensburg", 40.3015, -79.5389, "rust", 0.08, 0.30, (2, 3, 4, 3, 2, 1)),
+    City("pittsburgh", 40.4406, -79.9959, "rust", 0.18, 0.56, (2, 3, 4, 3, 2, 1)),
+    City("greensburg", 40.3015, -79.5389, "rust", 0.10, 0.30, (2, 3, 4, 3, 2, 1)),
     City("morgantown", 39.6295, -79.9559, "rust", 0.07, 0.04, (2, 3, 3, 3, 1, 2)),
     City("cleveland", 41.4993, -81.6944, "coast", 0.07, 0.02, (2, 3, 4, 2, 3, 1)),
     City("columbus", 39.9612, -82.9988, "rust", 0.08, 0.02, (3, 3, 3, 2, 1, 1)),
     City("philadelphia", 39.9526, -75.1652, "coast", 0.08, 0.02, (3, 3, 3, 2, 1, 1)),
     City("indianapolis", 39.7684, -86.1581, "mountain", 0.06, 0.01, (3, 3, 3, 2, 1, 1)),
     City("denver", 39.7392, -104.9903, "mountain", 0.08, 0.01, (4, 3, 2, 1, 3, 0)),
-    City("phoenix", 33.4484, -112.0740, "desert", 0.11, 0.01, (8, 2, 1, 0, 0, 0)),
-    City("miami", 25.7617, -80.1918, "tropic", 0.09, 0.01, (5, 3, 1, 3, 0, 0)),
+    City("phoenix", 33.4484, -112.0740, "desert", 0.08, 0.01, (8, 2, 1, 0, 0, 0)),
+    City("miami", 25.7617, -80.1918, "tropic", 0.07, 0.01, (5, 3, 1, 3, 0, 0)),
     City("munich", 48.1351, 11.5820, "europe", 0.08, 0.0, (2, 3, 4, 3, 2, 1)),
-    City("lisbon", 38.7223, -9.1393, "europe", 0.06, 0.0, (6, 3, 1, 2, 0, 1)),
+    City("lisbon", 38.7223, -9.1393, "europe", 0.05, 0.0, (6, 3, 1, 2, 0, 1)),
 )
 """Real places: the first two are the target region; the next lie within 200 km of it, then 500 km, then far away."""
 

@@ -5,8 +5,10 @@ import numpy as np
 from roadwork.data.street_objects import DARK_BLUE, LIME, ORANGE, RED, SKIN, YELLOW, Kind
 from roadwork.data.street_pen import BLACK, STEEL, WHITE, Colour, Pen, pick, vary
 
-WARM: tuple[Colour, ...] = (ORANGE, ORANGE, RED, YELLOW)
 GREEN: Colour = (62, 104, 48)
+WARM: tuple[Colour, ...] = (ORANGE, ORANGE, RED, YELLOW, GREEN, DARK_BLUE)
+CLOTH: tuple[Colour, ...] = (RED, GREEN, DARK_BLUE, YELLOW, ORANGE)
+WOOD: Colour = (150, 100, 56)
 GLASS: Colour = (66, 84, 100)
 
 
@@ -63,7 +65,7 @@ def pumpkins(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 
 def parasol(pen: Pen, rng: np.random.Generator, family: str) -> None:
-    first, second = pick(rng, WARM, 10), pick(rng, [WHITE, WHITE, YELLOW], 6)
+    first, second = pick(rng, CLOTH, 10), pick(rng, [WHITE, WHITE, YELLOW], 6)
     pen.line([(0.6, 0.1), (0.6, 0.98)], 0.025, STEEL)
     edge = np.linspace(0.04, 1.16, 9)
     for i in range(8):
@@ -77,7 +79,7 @@ def parasol(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 
 def market_stall(pen: Pen, rng: np.random.Generator, family: str) -> None:
-    first, second = pick(rng, WARM, 10), WHITE
+    first, second = pick(rng, CLOTH, 10), WHITE
     for x in (0.1, 1.46):
         pen.line([(x, 0.2), (x, 1.0)], 0.03, STEEL)
     pen.stripes([(0.16, 0.0), (1.40, 0.0), (1.56, 0.26), (0.0, 0.26)], first, second, 0.26, 0.0)
@@ -101,7 +103,7 @@ def traffic_sign(pen: Pen, rng: np.random.Generator, family: str) -> None:
         pen.rect(0.33, 0.22, 0.40, 0.36, BLACK)
     elif style == 2:
         pen.poly([(0.3, 0.0), (0.6, 0.3), (0.3, 0.6), (0.0, 0.3)], BLACK)
-        pen.poly([(0.3, 0.03), (0.57, 0.3), (0.3, 0.57), (0.03, 0.3)], pick(rng, [YELLOW, (250, 160, 20)], 6))
+        pen.poly([(0.3, 0.03), (0.57, 0.3), (0.3, 0.57), (0.03, 0.3)], vary(rng, YELLOW, 6))
         pen.line([(0.3, 0.46), (0.3, 0.28), (0.40, 0.18)], 0.05, BLACK)
     elif style == 3:
         pen.disc(0.3, 0.29, 0.28, (28, 80, 170))
@@ -111,15 +113,19 @@ def traffic_sign(pen: Pen, rng: np.random.Generator, family: str) -> None:
         pen.poly([(0.0, 0.04), (0.6, 0.04), (0.3, 0.54)], RED)
         pen.poly([(0.11, 0.1), (0.49, 0.1), (0.3, 0.42)], WHITE)
     else:
-        pen.rect(0.02, 0.02, 0.58, 0.56, pick(rng, [ORANGE, WHITE, RED], 8))
+        pen.rect(0.02, 0.02, 0.58, 0.56, pick(rng, [WHITE, WHITE, RED, (28, 80, 170)], 8))
         pen.disc(0.3, 0.24, 0.14, pick(rng, [WHITE, YELLOW, BLACK]))
         pen.rect(0.1, 0.44, 0.5, 0.49, BLACK)
     pen.shade(rng, 0.08)
 
 
 def pedestrian(pen: Pen, rng: np.random.Generator, family: str) -> None:
-    shirt = pick(rng, [ORANGE, ORANGE, YELLOW, RED, LIME, DARK_BLUE, WHITE], 10)
-    skin, trousers, hair = pick(rng, SKIN), pick(rng, [DARK_BLUE, BLACK, (130, 110, 84)]), pick(rng, [BLACK, (96, 62, 34)])
+    shirt = pick(rng, [ORANGE, ORANGE, YELLOW, RED, LIME, DARK_BLUE, DARK_BLUE, WHITE, STEEL], 10)
+    skin, trousers, hair = (
+        pick(rng, SKIN),
+        pick(rng, [DARK_BLUE, BLACK, (130, 110, 84)]),
+        pick(rng, [BLACK, (96, 62, 34)]),
+    )
     pen.line([(0.22, 0.54), (0.16, 0.96)], 0.08, trousers)
     pen.line([(0.27, 0.54), (0.34, 0.96)], 0.08, trousers)
     if rng.random() < 0.35:
@@ -150,7 +156,7 @@ def box_truck(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 def lorry_side(pen: Pen, rng: np.random.Generator, family: str) -> None:
     """A delivery lorry from the side."""
-    body, cab = pick(rng, [ORANGE, YELLOW, WHITE, RED], 10), pick(rng, [ORANGE, WHITE, DARK_BLUE])
+    body, cab = (pick(rng, [ORANGE, YELLOW, WHITE, RED], 10), pick(rng, [ORANGE, WHITE, DARK_BLUE]))
     pen.rect(0.1, 0.76, 2.1, 0.84, (50, 50, 52))
     pen.rect(0.04, 0.08, 1.46, 0.78, body)
     pen.rect(0.2, 0.24, 1.3, 0.56, pick(rng, [WHITE, ORANGE, YELLOW], 6))
@@ -204,7 +210,10 @@ def car_behind(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 def car_side(pen: Pen, rng: np.random.Generator, family: str) -> None:
     body = pick(rng, [(40, 42, 46), (160, 164, 168), (226, 226, 224), (34, 52, 92), (120, 24, 26), YELLOW, ORANGE], 10)
-    pen.poly([(0.06, 0.52), (0.62, 0.42), (0.98, 0.06), (2.06, 0.06), (2.46, 0.44), (2.86, 0.52), (2.9, 0.84), (0.04, 0.84)], body)
+    pen.poly(
+        [(0.06, 0.52), (0.62, 0.42), (0.98, 0.06), (2.06, 0.06), (2.46, 0.44), (2.86, 0.52), (2.9, 0.84), (0.04, 0.84)],
+        body,
+    )
     pen.poly([(0.80, 0.42), (1.06, 0.13), (1.48, 0.13), (1.48, 0.42)], GLASS)
     pen.poly([(1.56, 0.13), (2.02, 0.13), (2.30, 0.42), (1.56, 0.42)], GLASS)
     for x in (0.62, 2.3):
@@ -255,7 +264,7 @@ def ice_cream(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
 
 def bench(pen: Pen, rng: np.random.Generator, family: str) -> None:
-    seat = pick(rng, [ORANGE, (150, 100, 56), RED, YELLOW], 12)
+    seat = pick(rng, [ORANGE, WOOD, WOOD, (120, 84, 52), GREEN], 12)
     for y in (0.06, 0.24, 0.52):
         pen.rect(0.04, y, 1.76, y + 0.13, seat)
     for x in (0.2, 1.5):

@@ -43,7 +43,12 @@ def cone(pen: Pen, rng: np.random.Generator, family: str) -> None:
             return 0.045 + 0.20 * y
 
         pen.poly(
-            [(0.35 - half(top), top), (0.35 + half(top), top), (0.35 + half(bottom), bottom), (0.35 - half(bottom), bottom)],
+            [
+                (0.35 - half(top), top),
+                (0.35 + half(top), top),
+                (0.35 + half(bottom), bottom),
+                (0.35 - half(bottom), bottom),
+            ],
             colour,
         )
 
@@ -88,7 +93,7 @@ def block_barrier(pen: Pen, rng: np.random.Generator, family: str) -> None:
         pen.poly([(x + 0.12, 0.0), (x + 0.52, 0.0), (x + 0.64, 1.0), (x, 1.0)], vary(rng, colour, 6))
         pen.rect(x + 0.12, 0.86, x + 0.52, 1.0, BLACK)
         other = second if i % 2 else first
-        y, wide = 0.2, [(x + 0.10, 0.2), (x + 0.54, 0.2), (x + 0.56, 0.48), (x + 0.08, 0.48)]
+        y, wide = (0.2, [(x + 0.10, 0.2), (x + 0.54, 0.2), (x + 0.56, 0.48), (x + 0.08, 0.48)])
         pen.stripes(wide, colour, other, 0.24, 1.0)
         pen.line([(x + 0.08, y + 0.42), (x + 0.56, y + 0.42)], 0.03, STEEL)
     pen.shade(rng, 0.12)

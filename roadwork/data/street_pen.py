@@ -1,6 +1,7 @@
 """Drawing tools of the embedded street benchmark: sprites with alpha, smooth noise."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 
 Colour = tuple[int, int, int]
 Points = Sequence[tuple[float, float]] | NDArray[np.float64]
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+Image = NDArray[Any]
+"""uint8."""
+Floats = NDArray[Any]
+"""float32."""
 
 WHITE: Colour = (236, 236, 232)
 BLACK: Colour = (24, 24, 26)
@@ -35,6 +38,8 @@ class Pen:
         rows, columns = max(2, round(self.scale)), max(2, round(self.scale * aspect))
         self.rgb: Image = np.zeros((rows, columns, 3), np.uint8)
         self.alpha: Image = np.zeros((rows, columns), np.uint8)
+        self._light = 0.0
+        self._grain: Floats | None = None
 
     def _pixels(self, points: Points) -> NDArray[np.int32]:
         return np.round(np.asarray(points, np.float64) * self.scale * 16).astype(np.int32)
@@ -61,33 +66,36 @@ class Pen:
         cv2.polylines(self.alpha, [pixels], False, 255, thickness, cv2.LINE_8, 4)  # type: ignore[call-overload]
 
     def stripes(self, points: Points, first: Colour, second: Colour, pitch: float, slope: float = 1.0) -> None:
-        """A polygon filled with alternating bands; `pitch`: length of one pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
+        """A polygon filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
         self.poly(points, first)
-        xs, ys = zip(*points, strict=True)
+        left, top = (float(edge) * self.scale for edge in np.asarray(points).min(axis=0))
         # the polygon's own bounding box, walked over in slanted bands and clipped by the polygon
         clip = np.zeros(self.alpha.shape, np.uint8)
         cv2.fillPoly(clip, [self._pixels(points)], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
         rows, columns = np.ogrid[: clip.shape[0], : clip.shape[1]]
-        phase = (columns - min(xs) * self.scale + slope * (rows - min(ys) * self.scale)) / (pitch * self.scale)
+        phase = (columns - left + slope * (rows - top)) / (pitch * self.scale)
         self.rgb[(clip > 0) & (phase % 1.0 >= 0.5)] = second
 
     def shade(self, rng: np.random.Generator, strength: float = 0.25, grain: float = 10.0) -> None:
-        """Light from one side, and grain, over everything drawn so far."""
-        side = float(rng.choice([-1.0, 1.0]))
-        ramp = 1.0 + side * strength * np.linspace(-1, 1, self.rgb.shape[1], dtype=np.float32)
-        speck = rng.normal(0, grain, (max(2, self.rgb.shape[0] // 3), max(2, self.rgb.shape[1] // 3))).astype(np.float32)
-        speck = cv2.resize(speck, self.rgb.shape[1::-1])
-        lit = self.rgb * ramp[None, :, None] + speck[..., None]
-        self.rgb = np.clip(lit, 0, 255).astype(np.uint8)
+        """Light from one side, and grain, over the whole sprite."""
+        rows, columns = max(2, self.size[1] // 2), max(2, self.size[0] // 2)
+        self._light = strength * float(rng.choice([-1.0, 1.0]))
+        self._grain = rng.normal(0, grain, (rows, columns)).astype(np.float32)
 
     def finish(self) -> tuple[Floats, Floats]:
         """(colour [h, w, 3] times alpha, alpha [h, w] in 0..1)."""
-        alpha = (self.alpha > 0).astype(np.float32)
-        rgb = self.rgb.astype(np.float32) * alpha[..., None]
-        return (
-            cv2.resize(rgb, self.size, interpolation=cv2.INTER_AREA),  # type: ignore[return-value]
-            cv2.resize(alpha, self.size, interpolation=cv2.INTER_AREA),
-        )
+        rgb = cv2.resize(self.rgb, self.size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        alpha = cv2.resize(self.alpha, self.size, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
+        if self._grain is not None:
+            ramp = 1.0 + self._light * np.linspace(-1, 1, self.size[0], dtype=np.float32)
+            rgb *= ramp[None, :, None]
+            rgb += (cv2.resize(self._grain, self.size) * alpha)[..., None]
+        return rgb, alpha
+
+
+def add_grey(image: Image, grey: Floats) -> Image:
+    """uint8 `image` [h, w, 3] plus `grey` [h, w] in every channel, saturated. (Three times as fast as broadcasting.)"""
+    return cv2.add(image, cv2.merge([grey, grey, grey]), dtype=cv2.CV_8U)  # type: ignore[return-value]
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int = 3) -> Floats:

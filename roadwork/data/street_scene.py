@@ -7,7 +7,7 @@ import numpy as np
 
 from roadwork.data.street_cities import Family
 from roadwork.data.street_objects import Kind
-from roadwork.data.street_pen import BLACK, STEEL, Colour, Floats, Image, Pen, pick, smooth_noise, vary
+from roadwork.data.street_pen import BLACK, STEEL, Colour, Image, Pen, add_grey, pick, smooth_noise, vary
 
 WIDTH, HEIGHT = 1280, 720
 FOCAL = 900.0
@@ -112,9 +112,11 @@ def _facade(rng: np.random.Generator, family: Family, width: float, storeys: int
     if rng.random() < 0.5:  # a shop: glass, a sign, sometimes a striped awning
         top = int(rows - 2.7 * scale)
         cv2.rectangle(image, (6, top), (columns - 6, rows - 6), vary(rng, (58, 66, 74), 12), -1)
-        board = pick(rng, [(200, 60, 40), (236, 150, 40), (40, 70, 110), (60, 100, 70), (230, 226, 216), (246, 196, 40)])
+        board = pick(
+            rng, [(200, 60, 40), (236, 150, 40), (40, 70, 110), (60, 100, 70), (230, 226, 216), (246, 196, 40)]
+        )
         cv2.rectangle(image, (4, top - 9), (columns - 4, top + 3), board, -1)
-        if rng.random() < 0.4:
+        if rng.random() < 0.15:
             for k, x in enumerate(range(4, columns - 4, 6)):
                 cv2.rectangle(image, (x, top + 3), (x + 5, top + 13), board if k % 2 else (236, 234, 228), -1)
     cv2.rectangle(image, (0, 0), (columns, 5), family.trim, -1)
@@ -134,7 +136,11 @@ def build_place(seed: int, family: Family, look: str, scene: str, dark: bool) ->
         while z < 130:
             length = float(rng.uniform(7, 16))
             if not open_road or rng.random() < 0.12:
-                storeys = int(rng.integers(family.storeys[0], family.storeys[1] + 1)) if scene == "Urban" else 1 + int(rng.random() < 0.4)
+                storeys = (
+                    int(rng.integers(family.storeys[0], family.storeys[1] + 1))
+                    if scene == "Urban"
+                    else 1 + int(rng.random() < 0.4)
+                )
                 texture, height = _facade(rng, family, length, storeys, dark)
                 place.buildings.append(Building(side, z, z + length, height, texture))
             z += length + (float(rng.uniform(3, 10)) if scene != "Urban" else float(rng.choice([0.0, 0.0, 3.0])))
@@ -157,8 +163,8 @@ def _tree_round(pen: Pen, rng: np.random.Generator, family: str) -> None:
 
     leaf = pick(rng, FAMILIES[family].leaves, 10)
     pen.line([(0.36, 1.0), (0.36, 0.5)], 0.045, (82, 64, 48))
-    for _ in range(60):
-        x, y = float(np.clip(rng.normal(0.36, 0.14), 0.07, 0.65)), float(np.clip(rng.normal(0.34, 0.14), 0.06, 0.62))
+    for _ in range(min(60, 14 + pen.size[1] // 5)):
+        x, y = (float(np.clip(rng.normal(0.36, 0.14), 0.07, 0.65)), float(np.clip(rng.normal(0.34, 0.14), 0.06, 0.62)))
         pen.disc(x, y, 0.055, vary(rng, leaf, 18))
 
 
@@ -233,12 +239,19 @@ def _ground(frame: Frame, rng: np.random.Generator, place: Place, snow: bool) ->
     frame.rgb[top:] = white if snow else (family.verge if place.green else family.pavement)
     if not place.green:
         for side in (-1, 1):
-            corners = [(side * road, 0.0, near), (side * edge, 0.0, near), (side * edge, 0.0, far), (side * road, 0.0, far)]
+            corners = [
+                (side * road, 0.0, near),
+                (side * edge, 0.0, near),
+                (side * edge, 0.0, far),
+                (side * road, 0.0, far),
+            ]
             _quad(frame, corners, white if snow else family.pavement)
     _quad(frame, [(-road, 0, near), (road, 0, near), (road, 0, far), (-road, 0, far)], vary(rng, family.asphalt, 8))
     for side in (-1, 1):
         x = side * road
-        _quad(frame, [(x, 0, near), (x + side * 0.22, 0, near), (x + side * 0.22, 0, far), (x, 0, far)], (176, 174, 170))
+        _quad(
+            frame, [(x, 0, near), (x + side * 0.22, 0, near), (x + side * 0.22, 0, far), (x, 0, far)], (176, 174, 170)
+        )
     if not snow:
         for z in np.arange(2.0, 90.0, 6.0):
             if z + 3 > near:
@@ -246,10 +259,14 @@ def _ground(frame: Frame, rng: np.random.Generator, place: Place, snow: bool) ->
                 _quad(frame, [(-0.08, 0, start), (0.08, 0, start), (0.08, 0, z + 3), (-0.08, 0, z + 3)], family.marking)
         if place.look != "europe":
             for x in (-road + 0.5, road - 0.5):
-                _quad(frame, [(x - 0.06, 0, near), (x + 0.06, 0, near), (x + 0.06, 0, far), (x - 0.06, 0, far)], (214, 214, 210))
+                _quad(
+                    frame,
+                    [(x - 0.06, 0, near), (x + 0.06, 0, near), (x + 0.06, 0, far), (x - 0.06, 0, far)],
+                    (214, 214, 210),
+                )
     grain = cv2.resize(smooth_noise(rng, 90, WIDTH // 4, 40, 3), (WIDTH, HEIGHT - top)) * np.float32(6)
     grain += cv2.resize(smooth_noise(rng, 24, 24, 6, 2), (WIDTH, HEIGHT - top)) * np.float32(5)
-    frame.rgb[top:] = np.clip(frame.rgb[top:] + grain[..., None], 0, 255)
+    frame.rgb[top:] = add_grey(frame.rgb[top:], grain)
 
 
 def _building(frame: Frame, place: Place, house: Building) -> None:
@@ -266,24 +283,31 @@ def _building(frame: Frame, place: Place, house: Building) -> None:
         _quad(frame, [(x, 0, near), (deep, 0, near), (deep, house.height, near), (x, house.height, near)], shade)  # type: ignore[arg-type]
         if place.family.roof == "gable":
             peak = house.height + 2.6
-            trim = tuple(int(c * 0.9 * (1 - veil) + h * veil) for c, h in zip(place.family.trim, frame.haze, strict=True))
+            trim = tuple(
+                int(c * 0.9 * (1 - veil) + h * veil) for c, h in zip(place.family.trim, frame.haze, strict=True)
+            )
             _quad(frame, [(x, house.height, near), (deep, house.height, near), ((x + deep) / 2, peak, near)], trim)  # type: ignore[arg-type]
-            ridge = [(x, house.height, near), (x, house.height, far), ((x + deep) / 2, peak, far), ((x + deep) / 2, peak, near)]
+            ridge = [
+                (x, house.height, near),
+                (x, house.height, far),
+                ((x + deep) / 2, peak, far),
+                ((x + deep) / 2, peak, near),
+            ]
             _quad(frame, ridge, trim)  # type: ignore[arg-type]
-    corners = np.float32(
-        [frame.camera.point(x, up, z) for up, z in ((house.height, near), (house.height, far), (0, far), (0, near))]
-    )
+    outline = ((house.height, near), (house.height, far), (0.0, far), (0.0, near))
+    corners = np.array([frame.camera.point(x, up, z) for up, z in outline], np.float32)
     rows, columns = house.texture.shape[:2]
     cut = columns * (near - house.near) / (house.far - house.near)
-    source = np.float32([[cut, 0], [columns, 0], [columns, rows], [cut, rows]])
+    source = np.array([[cut, 0], [columns, 0], [columns, rows], [cut, rows]], np.float32)
     x0, x1 = int(max(corners[:, 0].min(), 0)), int(min(corners[:, 0].max() + 1, WIDTH))
     y0, y1 = int(max(corners[:, 1].min(), 0)), int(min(corners[:, 1].max() + 1, HEIGHT))
     if x1 - x0 < 2 or y1 - y0 < 2:
         return
-    matrix = cv2.getPerspectiveTransform(source, (corners - np.float32([x0, y0])).astype(np.float32))
+    corners = corners - np.array([x0, y0], np.float32)
+    matrix = cv2.getPerspectiveTransform(source, corners)
     face = cv2.warpPerspective(house.texture, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    cv2.fillConvexPoly(mask, np.round((corners - np.float32([x0, y0])) * 16).astype(np.int32), 255, cv2.LINE_8, 4)
+    cv2.fillConvexPoly(mask, np.round(corners * 16).astype(np.int32), 255, cv2.LINE_8, 4)
     haze = frame.fade((near + far) / 2 - ahead)
     face = cv2.addWeighted(face, 1 - haze, np.full_like(face, frame.haze), haze, 0)
     cv2.copyTo(face, mask, frame.rgb[y0:y1, x0:x1])
@@ -309,9 +333,10 @@ def paint_thing(frame: Frame, thing: Thing, look: str) -> int:
     cut = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
     rgb, alpha = rgb[cut], alpha[cut]
     haze = frame.fade(depth)
-    rgb = rgb * np.float32(1 - haze) + alpha[..., None] * np.asarray(frame.haze, np.float32) * np.float32(haze)
-    region = frame.rgb[y0:y1, x0:x1]
-    frame.rgb[y0:y1, x0:x1] = np.clip(region * (1 - alpha[..., None]) + rgb, 0, 255)
+    cover = cv2.merge([alpha, alpha, alpha])
+    rgb = rgb * np.float32(1 - haze) + cover * np.float32(haze * float(np.mean(frame.haze)))
+    behind = cv2.multiply(frame.rgb[y0:y1, x0:x1], 1 - cover, dtype=cv2.CV_32F)
+    frame.rgb[y0:y1, x0:x1] = cv2.add(behind, rgb, dtype=cv2.CV_8U)
     solid = alpha > 0.5
     code = 0 if thing.kind.mask_class is None else 1 << thing.kind.mask_class
     frame.masks[y0:y1, x0:x1][solid] = code
@@ -343,7 +368,9 @@ def paint_street(camera: Camera, place: Place, *, cloud: float, snow: bool, haze
     if veil > 0.05:  # haze over the far ground and the skyline, thinner towards the camera
         rows = np.arange(HEIGHT, dtype=np.float32)
         distance = FOCAL * EYE / np.maximum(rows - camera.horizon, 1.0)
-        share = np.where(rows < camera.horizon, veil, 1 - np.exp(-distance / visibility))[:, None, None].astype(np.float32)
+        share = np.where(rows < camera.horizon, veil, 1 - np.exp(-distance / visibility))[:, None, None].astype(
+            np.float32
+        )
         frame.rgb[:] = frame.rgb * (1 - share) + np.asarray(haze, np.float32) * share
     for house in sorted(place.buildings, key=lambda house: -house.near):
         _building(frame, place, house)
@@ -356,10 +383,9 @@ def paint_wire_and_poles(frame: Frame, place: Place) -> None:
         return
     x = -(place.road + 1.2)
     for up in (6.4, 6.9):
-        near, far = frame.camera.point(x, up, frame.camera.ahead + 3), frame.camera.point(x, up, frame.camera.ahead + 90)
+        near, far = (
+            frame.camera.point(x, up, frame.camera.ahead + 3),
+            frame.camera.point(x, up, frame.camera.ahead + 90),
+        )
         ends = [(int(np.clip(c, -4000, 4000)), int(np.clip(r, -4000, 4000))) for c, r in (near, far)]
         cv2.line(frame.rgb, ends[0], ends[1], BLACK if up > 6.5 else STEEL, 1, cv2.LINE_AA)
-
-
-def as_float(frame: Frame) -> Floats:
-    return frame.rgb.astype(np.float32)

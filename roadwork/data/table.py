@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from roadwork.data.order import cumulative_table
+from roadwork.data.index import ShardIndex
+from roadwork.data.order import EndlessOrder, cumulative_table
 from roadwork.data.shards import atomic_file
 
 Floats = npt.NDArray[np.float64]
+
+MAP_FROM = 1_000_000
+"""Samples from which the table is kept in a file."""
 
 
 def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: Floats) -> Floats:
@@ -38,3 +42,18 @@ def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: F
             if old != path:
                 old.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def open_order(index: ShardIndex, seed: int, *, weighted: bool = True) -> EndlessOrder:
+    """The training stream of a split by its GPS weights, or each photo once per epoch.
+
+    From MAP_FROM samples on the table is memory-mapped beside the index (beside the cache for remote shards), so that
+    ranks share it and a relaunch does not build it again.
+    """
+    if not weighted:
+        return EndlessOrder(np.ones(len(index)), seed)
+    if len(index) < MAP_FROM:
+        return EndlessOrder(index.gps_weight, seed)
+    folder = index.cache.folder if index.cache else index.folder
+    key = index.manifest["indexes"][index.split]["sha256"][:16]
+    return EndlessOrder(None, seed, cumulative=mapped_table(folder, index.split, key, index.gps_weight))

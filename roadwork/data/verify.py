@@ -132,8 +132,9 @@ def _count_faults(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
     records = manifest.get("records")
     if records is None:  # an index rebuilt from the tars alone knows nothing of what was rejected
         return
-    if records["read"] != records["used"] + records["rejected"]:
-        yield f"{root / MANIFEST}: {records['read']} rows read, but {records['used']} used and {records['rejected']} rejected"
+    read, used, rejected = records["read"], records["used"], records["rejected"]
+    if read != used + rejected:
+        yield f"{root / MANIFEST}: {read} rows read, but {used} used and {rejected} rejected"
     in_shards = sum(line["count"] for line in manifest["shards"])
     if records["used"] != in_shards:
         yield f"{root / MANIFEST}: {records['used']} photos used, the shards hold {in_shards}"

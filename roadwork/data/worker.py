@@ -22,6 +22,7 @@ import numpy.typing as npt
 from roadwork.data.decode import Unreadable, decode_masks, decode_views, unpack_masks
 from roadwork.data.ranges import RangeReader
 from roadwork.data.slots import TASK, TEXT_DIM, SlotLayout
+from roadwork.errors import UserError
 
 Arrays = dict[str, npt.NDArray[Any]]
 HEADER = np.dtype([("job", "<i8"), ("chunk", "<i8"), ("slot", "<i8"), ("views", "<i8")])
@@ -37,7 +38,7 @@ def fill_rows(
     for task in tasks.tolist():
         try:
             _fill_row(dict(zip(TASK.names or (), task, strict=True)), reader, layout, arrays)
-        except (Unreadable, OSError, MemoryError) as error:
+        except (Unreadable, UserError, OSError, MemoryError) as error:
             failed.append((task[0], str(error) or type(error).__name__))
             for array in arrays.values():
                 array[task[0]] = 0
@@ -81,6 +82,14 @@ def _detach(parent: int) -> None:
         sys.exit(0)
 
 
+def _cache(state: dict[str, Any] | None) -> Any:
+    if state is None:
+        return None
+    from roadwork.data.cache import ShardCache  # fsspec takes a while to import
+
+    return ShardCache.from_state(state)
+
+
 def main() -> None:
     """Serve tasks until the training process closes the queue."""
     parent, tasks_fd, results_fd, memory_fd, config_fd = (int(word) for word in sys.argv[1:])
@@ -89,7 +98,7 @@ def main() -> None:
     with open(f"/proc/self/fd/{config_fd}", encoding="utf-8") as file:
         config = json.load(file)
     layout = SlotLayout(**config["layout"])
-    reader = RangeReader(config["paths"])
+    reader = RangeReader(config["paths"], cache=_cache(config["cache"]))
     memory = np.frombuffer(mmap.mmap(memory_fd, config["slots"] * layout.slot_bytes), dtype=np.uint8)
     slots = memory.reshape(config["slots"], layout.slot_bytes)
     tasks, results = socket.socket(fileno=tasks_fd), socket.socket(fileno=results_fd)

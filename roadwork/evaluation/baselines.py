@@ -46,7 +46,7 @@ def _candidates(seed: int) -> dict[str, Any]:
 
     return {
         "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-        "random forest": RandomForestClassifier(200, min_samples_leaf=5, random_state=seed, n_jobs=1),
+        "random forest": RandomForestClassifier(100, min_samples_leaf=5, random_state=seed, n_jobs=1),
     }
 
 

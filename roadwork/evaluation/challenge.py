@@ -261,14 +261,16 @@ Predict = Callable[[list[Picture]], Any]
 
 
 def ask(
-    predict_fn: Predict, questions: Sequence[Challenge], sources: Sequence[Any], seed: int, batch: int = 32
+    predict_fn: Predict, questions: Sequence[tuple[int, Challenge]], sources: Sequence[Any], seed: int, batch: int = 32
 ) -> npt.NDArray[np.float64]:
-    """Answers [N] to the questions: pictures degraded, sent through JPEG, predicted in batches; nan and None are -1.
+    """Answers [N] to numbered questions: pictures degraded, sent through JPEG, predicted in batches; nan and None are
+    -1.
 
-    predict_fn: list of uint8 [224, 224, 3] -> probabilities, one each. The degradation depends on (seed, round) alone.
+    predict_fn: list of uint8 [224, 224, 3] -> probabilities, one each. The degradation depends on (seed, number)
+    alone, so processes may share the questions out in any way.
     """
     answers: list[float] = []
-    for chunk in _chunks(list(enumerate(questions)), batch):
+    for chunk in _chunks(list(questions), batch):
         pictures = []
         for number, question in chunk:
             photo = open_picture(sources[question.source][question.photo])
@@ -313,15 +315,27 @@ def score_challenge(
     """A simulated standing, JSON-able: MCC with interval over groups, accuracy, by level, reward with its spread.
 
     images: photos (anything that `open_picture` takes), labels [N] in {0, 1}, groups [N] names (videos). synthetic: the
-    generated half as (pictures, labels). `reward` is the mean over simulated moments with full windows and
-    `reward_interval` the range of a single moment; `score` is the smoothed one at the end of this very sequence.
+    generated half as (pictures, labels). Keys: see `standing`.
     """
-    given = [np.asarray(labels)] + ([np.asarray(synthetic[1])] if synthetic else [])
-    questions = draw_challenges(given, rounds, seed)
-    sources = [images] + ([synthetic[0]] if synthetic else [])
-    answers = ask(predict_fn, questions, sources, seed, batch)
+    questions = draw_challenges([labels, *([synthetic[1]] if synthetic else [])], rounds, seed)
+    sources = [images, *([synthetic[0]] if synthetic else [])]
+    answers = ask(predict_fn, list(enumerate(questions)), sources, seed, batch)
+    return standing(answers, questions, groups, len(images), len(sources) > 1, bootstrap, seed)
+
+
+def standing(
+    answers: Any, questions: Sequence[Challenge], groups: Any, photos: int, synthetic: bool, bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """What a sequence of answers is worth. groups [photos]: of the real photos.
+
+    `reward` is the mean over simulated moments with full windows and `reward_interval` the range of a single moment;
+    `score` is the smoothed one at the end of this very sequence.
+    """
+    answers = np.asarray(answers, dtype=np.float64)
+    if answers.shape != (len(questions),):
+        raise ValueError(f"expected {len(questions)} answers, one per question, got shape {answers.shape}")
     truth = np.asarray([q.label for q in questions])
-    real = metrics.group_codes(groups, len(given[0]))
+    real = metrics.group_codes(groups, photos)
     names = np.asarray(
         [f"real {real[q.photo]}" if q.source == 0 else f"synthetic {q.photo}" for q in questions], object
     )
@@ -331,10 +345,10 @@ def score_challenge(
     levels = np.asarray([q.level for q in questions])
     return {
         "what": "real and synthetic halves" if synthetic else "real half only",
-        "rounds": rounds,
+        "rounds": len(questions),
         "seed": seed,
-        "pictures": [len(source) for source in sources],
-        "groups": int(len(np.unique(names))),
+        "photos": photos,
+        "groups": len(np.unique(names)),
         "labels": sorted(int(label) for label in np.unique(truth)),
         "no_answer": int((answers == NO_ANSWER).sum()),
         "out_of_range": int((~valid & (answers != NO_ANSWER)).sum()),

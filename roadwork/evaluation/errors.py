@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from roadwork.errors import UserError
 from roadwork.evaluation import metrics
@@ -194,28 +192,3 @@ def _error(joined: Joined, k: int, names: Mapping[str, Sequence[str]]) -> dict[s
         "city": str(index.city[row]),
         **tags,
     }
-
-
-def photo(index: Any, row: int, width: int = 480) -> bytes:
-    """JPEG of the whole-photo view of a sample in the photo's own proportions, at most `width` pixels wide."""
-    view = np.asarray(index.read_views(int(row))[0])
-    picture = Image.fromarray(np.ascontiguousarray(view.transpose(1, 2, 0)))
-    ratio = 1.0
-    if hasattr(index, "width") and index.width[row] > 0 and index.height[row] > 0:
-        ratio = float(index.height[row]) / float(index.width[row])
-    wide = min(width, int(view.shape[2] * max(1.0, 1 / ratio)))
-    buffer = io.BytesIO()
-    picture.resize((wide, max(1, round(wide * ratio))), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=82)
-    return buffer.getvalue()
-
-
-def photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, bytes]:
-    """Pictures by id of the worst errors; a photo that cannot be read is left out."""
-    found: dict[str, bytes] = {}
-    for kind in analysis["worst"].values():
-        for error in kind:
-            try:
-                found[error["id"]] = photo(index, error["row"])
-            except (OSError, ValueError):
-                continue
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import json
 import os
 from collections import Counter
@@ -18,7 +17,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from roadwork.evaluation import metrics, plots
-from roadwork.evaluation.errors import join, photos
+from roadwork.evaluation.errors import join
+from roadwork.evaluation.photos import photos
 from roadwork.monitoring.runlog import read_last_per_step, read_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -68,10 +68,11 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "best": next((s for s in (evaluation or {}).get("systems", []) if s["chosen"]), None),
         "weights": (model or {}).get("weights_origin"),
         "manifest": manifest,
+        "target": target_words(manifest),
         "details": flattened(details, _LONGEST_TABLE) if details else None,
         "decisions": decisions(details),
         "training": training(log),
-        "curves": curves(log),
+        "curves": curves(log, read_last_per_step(folder / "validation.jsonl")),
         "figures": figures(folder, evaluation, details, manifest, scored, train),
         "photos": {name: data_link(data, "image/jpeg") for name, data in pictures.items()},
         "rejected": rejected(shard_folder),
@@ -179,17 +180,17 @@ def _linked(figure: Figure | None) -> str | None:
     return None if figure is None else data_link(plots.png(figure))
 
 
-def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(title, picture) of the training curves that have values."""
+def curves(log: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]] = ()) -> list[tuple[str, str]]:
+    """(title, picture) of curves with values: of metrics.jsonl, and of validation.jsonl (step, mcc, low, high)."""
     wanted = [
-        ("Loss and its terms", ("loss", "focal", "consistency", "weather", "segmentation"), "loss"),
-        ("Validation MCC", ("val/mcc", "val_mcc"), "MCC"),
-        ("Learning rate", ("lr",), "learning rate"),
-        ("Gradient norm", ("grad_norm",), "norm"),
-        ("Images per second", ("images_per_s",), "images/s"),
-        ("Waiting for data", ("data_wait_s",), "seconds"),
+        (log, "Loss and its terms", ("loss", "focal", "consistency", "weather", "segmentation"), "loss"),
+        (validations, "Validation MCC with its interval", ("mcc", "low", "high"), "MCC"),
+        (log, "Learning rate", ("lr",), "learning rate"),
+        (log, "Gradient norm", ("grad_norm",), "norm"),
+        (log, "Images per second", ("images_per_s",), "images/s"),
+        (log, "Waiting for data", ("data_wait_s",), "seconds"),
     ]
-    drawn = [(title, _linked(plots.curves_figure(log, names, unit))) for title, names, unit in wanted]
+    drawn = [(title, _linked(plots.curves_figure(lines, names, unit))) for lines, title, names, unit in wanted]
     return [(title, link) for title, link in drawn if link is not None]
 
 
@@ -243,6 +244,15 @@ def flattened(tree: Any, most: int = 10_000, prefix: str = "") -> list[tuple[str
     return rows[:most]
 
 
+def target_words(manifest: Any) -> str:
+    """The target region of the weights in a few words."""
+    target = (manifest or {}).get("target")
+    if not isinstance(target, Mapping):
+        return "unknown (no manifest)"
+    told = [f"{name} {words(v) if isinstance(v, list) else v}" for name, v in target.items() if v not in (None, "", [])]
+    return "; ".join(told)[:300]
+
+
 def number(value: Any, digits: int = 3) -> str:
     """A figure for a table; a dash where there is none."""
     if value is None or value == "":
@@ -265,5 +275,5 @@ def share(value: Any) -> str:
 
 
 def words(values: Iterable[Any]) -> str:
-    """Comma-separated, HTML-safe."""
-    return html.escape(", ".join(str(v) for v in values))
+    """Comma-separated."""
+    return ", ".join(str(v) for v in values)

@@ -87,8 +87,8 @@ class TotalLoss(nn.Module):
 
     Each term is a sum over this batch's valid elements over the step's count, so that the sum of `loss` over all
     processes and micro-batches is the step's loss. A term that the whole step has nothing for is left out, and the
-    others' weights grow so that their sum stays. Of the consistency weight, the share `view_supervision` goes to the label
-    against pooled view logits (counted with the labels, not ramped: the head must know something before it can agree).
+    others' weights grow so that their sum stays. Of the consistency weight, the share `view_supervision` goes to the
+    label against pooled view logits (counted with the labels, not ramped: agreement must not come before knowledge).
     """
 
     def __init__(self, config: LossConfig, pooling: Pooling = "attention") -> None:

@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from roadwork.errors import UserError
+from roadwork.models.depthwise import use_fast_depthwise
 from roadwork.models.fixed_norm import fix_statistics
 from roadwork.models.weights import Recipe, create, is_vit
 
@@ -41,12 +43,19 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
-class Backbone(nn.Module):
-    """A timm ViT (VisionTransformer, Eva with DINOv3) or convolutional net (EfficientNet, MobileNetV3, ConvNeXt, ResNet, RegNet).
+def mark_dynamic(x: Tensor, *dims: int) -> None:
+    """Tell the compiler that these sizes vary from batch to batch (1 stays a size of its own)."""
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(x, dim)
 
-    ViT: the view's vector is the normalised class token (mean of the patch tokens where there is none), its patch tokens
-    are the normalised ones. Convolutional: the vector is what the classifier would get, the patch tokens are the
-    last map of stride 16 or less. A unit is a block of a ViT, a stage of a convolutional net.
+
+class Backbone(nn.Module):
+    """A timm ViT (VisionTransformer, Eva with DINOv3) or convolutional net.
+
+    Convolutional families: EfficientNet, MobileNetV3, ConvNeXt, ResNet, RegNet. ViT: the view's vector is the
+    normalised class token (mean of the patch tokens where there is none), its patch tokens are the normalised ones.
+    Convolutional: the vector is what the classifier would get, the patch tokens are the last map of stride 16 or less.
+    A unit is a block of a ViT, a stage of a convolutional net.
 
     Frozen parts have no gradients and stay in eval mode under `.train()`. Batch norms ALWAYS stay in eval mode, also in
     full training: batches are small and differ between processes, and the engine averages no buffers.
@@ -58,14 +67,17 @@ class Backbone(nn.Module):
         checkpointing: recompute each unit in the backward pass.
     """
 
+    net: Any
+
     def __init__(self, recipe: Recipe, view_size: int, trainable: str = "full", checkpointing: bool = False) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.compiled = recipe, False
         self.net = create(recipe, view_size)
         fix_statistics(self.net)
         self.vit = is_vit(recipe.name)
         self.checkpointing = checkpointing
         self.channels_last = not self.vit
+        use_fast_depthwise(self.net)
         self._measure(view_size)
         self.trainable_units = self._trainable_units(trainable)
         self.full = trainable == "full"
@@ -81,13 +93,16 @@ class Backbone(nn.Module):
             if all(hasattr(self.net, name) for name in names):
                 found = [getattr(self.net, name) for name in names]
                 return list(found[0].children()) if len(found) == 1 else found
-        raise UserError(
+        raise self._unsupported()
+
+    def _unsupported(self) -> UserError:
+        return UserError(
             f"model.backbone {self.recipe.name!r} is of an unsupported family; use a ViT (vision_transformer, eva) "
             f"or an EfficientNet, MobileNetV3, ConvNeXt, ResNet or RegNet"
         )
 
     def blocks(self) -> list[nn.Module]:
-        """The modules worth compiling one by one: blocks of a ViT, the blocks within the stages of a convolutional net."""
+        """The modules worth compiling one by one: a ViT's blocks, the blocks within a convolutional net's stages."""
         if self.vit:
             return self.units()
         found: list[nn.Module] = []
@@ -101,7 +116,7 @@ class Backbone(nn.Module):
         for group in names:
             if all(hasattr(self.net, name) for name in group):
                 return [getattr(self.net, name) for name in group]
-        raise UserError(f"model.backbone {self.recipe.name!r} has no stem that is known; use efficientnet_lite0 or a ViT")
+        raise self._unsupported()
 
     def _tail(self) -> list[nn.Module]:
         """Modules after the last unit."""
@@ -114,7 +129,9 @@ class Backbone(nn.Module):
         return len(self.units())
 
     def _measure(self, view_size: int) -> None:
-        """Widths per unit and strides: by name for a ViT, by a small forward pass for a convolutional net."""
+        """Widths per unit and strides: by name for a ViT, by a small forward pass for a convolutional net (which also
+        proves that its stages, put together here, are what timm computes)."""
+        self.unit_dims: list[int]
         if self.vit:
             patch = self.net.patch_embed.patch_size
             self.stride = int(patch[0])
@@ -123,20 +140,23 @@ class Backbone(nn.Module):
             self.unit_dims = [self.dim] * self.depth
             self.patch_unit = self.depth - 1
             return
-        self.stride, side, strides = 1, 64, []
-        self.unit_dims: list[int] = []
+        self.stride, side = 1, max(64, min(view_size, 128))
+        self.unit_dims, strides = [], []
+        was = self.net.training
+        self.net.eval()
         with torch.no_grad():
-            was = self.net.training
-            self.net.eval()
-            x = torch.zeros(1, 3, side, side)
+            x = pixels = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
             for module in self._stem():
                 x = module(x)
             for unit in self.units():
                 x = unit(x)
                 self.unit_dims.append(int(x.shape[1]))
                 strides.append(side // x.shape[-1])
-            self.dim = int(self._pool(self._head_map(x)).shape[1])
-            self.net.train(was)
+            x = self._head_map(x)
+            if not torch.equal(x, self.net.forward_features(pixels)):
+                raise self._unsupported()
+            self.dim = int(self._pool(x).shape[1])
+        self.net.train(was)
         self.patch_unit = max((i for i, s in enumerate(strides) if s <= 16), default=0)
         self.patch_dim = self.unit_dims[self.patch_unit]
 
@@ -210,7 +230,9 @@ class Backbone(nn.Module):
         remember = self.checkpointing and self.training and torch.is_grad_enabled()
         mixed = bool(getattr(self.net, "rope_mixed", False))
         for i, unit in enumerate(self.units()[start:stop], start):
-            arguments = {}
+            if self.compiled:
+                mark_dynamic(x, 0)
+            arguments: dict[str, Any] = {}
             if state.rope is not None:
                 arguments["rope"] = state.rope[i] if mixed else state.rope
             if remember and any(p.requires_grad for p in unit.parameters()):

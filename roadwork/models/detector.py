@@ -6,15 +6,16 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import ModelConfig
+from roadwork.data.views import check_view_size
 from roadwork.errors import UserError
-from roadwork.models.backbone import Backbone
+from roadwork.models.backbone import Backbone, mark_dynamic
 from roadwork.models.fusion import GatedFusion, Pyramid
 from roadwork.models.layer import Layer
 from roadwork.models.metadata import METADATA_DIM, MetadataEncoder
@@ -50,8 +51,8 @@ def box_features(boxes: Tensor) -> Tensor:
 class RoadworkDetector(Saved, nn.Module):
     """backbone -> view pruning -> projection -> layers of gated attention and experts -> pyramid -> fusion -> heads.
 
-    Every head lives here, so that it is moved, optimised, averaged and saved with the rest. The same torch seed gives the
-    same initial weights on every process.
+    Every head lives here, so that it is moved, optimised, averaged and saved with the rest. The same torch seed gives
+    the same initial weights on every process.
 
     Args:
         config: shapes; `backbone` auto is resolved (and kept resolved in `self.config`).
@@ -72,7 +73,7 @@ class RoadworkDetector(Saved, nn.Module):
             raise UserError(f"attention backend {attention_backend!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
         name = resolve_backbone(config.backbone)
         self.config = config = dataclasses.replace(config, backbone=name)
-        self.view_size, self.attention_backend, self.compiled = int(view_size), attention_backend, False
+        self.view_size, self.attention_backend, self.compiled = check_view_size(view_size), attention_backend, False
         self.calibration: dict[str, float] | None = None
         fresh = recipe is None
         recipe = plan(name, config.weights) if recipe is None else recipe
@@ -91,7 +92,9 @@ class RoadworkDetector(Saved, nn.Module):
     def _prune_unit(self, config: ModelConfig) -> int:
         depth = self.backbone.depth
         if config.prune_after != -1 and not 1 <= config.prune_after <= depth:
-            raise UserError(f"model.prune_after is {config.prune_after}; {config.backbone} has 1 to {depth}, -1 for last")
+            raise UserError(
+                f"model.prune_after is {config.prune_after}; {config.backbone} has 1 to {depth}, -1 for last"
+            )
         check_keep_ratio(config.keep_ratio)
         return depth if config.prune_after == -1 else config.prune_after
 
@@ -130,7 +133,7 @@ class RoadworkDetector(Saved, nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Variance-keeping for inner layers, small residual branches, nearly even last layers; never an all-zero row."""
+        """Variance-keeping inner layers, small residual branches, nearly even last layers; never an all-zero row."""
         residual = (2 * len(self.layers)) ** -0.5
         for name, module in self.named_modules():
             if name.startswith("backbone"):
@@ -145,17 +148,18 @@ class RoadworkDetector(Saved, nn.Module):
             elif isinstance(module, MoE):
                 nn.init.normal_(module.gate_up_proj, std=module.gate_up_proj.shape[-1] ** -0.5)
                 nn.init.normal_(module.down_proj, std=module.down_proj.shape[-1] ** -0.5 * residual)
-        for layer in self.layers:
+        for layer in cast(list[Layer], list(self.layers)):
             nn.init.normal_(layer.moe.router.weight, std=0.01)
             layer.attention.out_proj.weight.mul_(residual)
             layer.attention.gate_proj.weight.mul_(0.5)
         self.position.weight.mul_(0.5)
         nn.init.normal_(self.fusion.seed, std=0.02)
-        last = [self.classifier[-1], self.view_head, self.weather_head, self.fusion.importance_net[-1]]
+        last: list[Any] = [self.classifier[-1], self.view_head, self.weather_head, self.fusion.importance_net[-1]]
         for module in last if self.pruner is None else [*last, self.pruner.net[-1]]:
             nn.init.normal_(module.weight, std=0.01)
         nn.init.normal_(self.segmentation.out.weight, std=0.01)
-        nn.init.constant_(self.segmentation.out.bias, -2.0)  # objects cover few pixels
+        bias = cast(Tensor, self.segmentation.out.bias)
+        bias.fill_(-2.0)  # objects cover few pixels
         if self.metadata_encoder is not None:
             for null in self.metadata_encoder.null.values():
                 nn.init.normal_(null, std=0.5)
@@ -174,8 +178,8 @@ class RoadworkDetector(Saved, nn.Module):
 
         Args:
             views: [B, V, 3, S, S] in [0, 1], float; or uint8. S a multiple of the backbone's patch.
-            view_mask: bool [B, V], False for padding, on the CPU or the views' device (on the CPU padding is skipped even
-                where the views are on a GPU). None: all views are there. A photo without any counts view 0.
+            view_mask: bool [B, V], False for padding, on the CPU or the views' device (on the CPU padding is skipped
+                even where the views are on a GPU). None: all views are there. A photo without any counts view 0.
             metadata: see `MetadataEncoder`; None: image only.
             boxes: [B, V, 4] fractions of the photo (x0, y0, x1, y1); None: each view is the whole photo.
             segmentation: predict masks.
@@ -238,6 +242,9 @@ class RoadworkDetector(Saved, nn.Module):
         stats = []
         with self._attention():
             for layer in self.layers:
+                if self.compiled:
+                    mark_dynamic(x, 0, 1)
+                    mark_dynamic(mask, 0, 1)
                 x, layer_stats = layer(x, mask)
                 stats.append(layer_stats)
         balance, load = balance_loss(torch.stack(stats), self.config.num_experts, everywhere=self.training)
@@ -256,7 +263,11 @@ class RoadworkDetector(Saved, nn.Module):
             seg_logits=self._masks(encoded) if segmentation else None,
             features=fused,
             view_features=x,
-            depth_features=(encoded.low, torch.einsum("bk,bkd->bd", middle.to(x.dtype), encoded.tokens.to(x.dtype)), fused),
+            depth_features=(
+                encoded.low,
+                torch.einsum("bk,bkd->bd", middle.to(x.dtype), encoded.tokens.to(x.dtype)),
+                fused,
+            ),
             balance=balance,
             expert_load=load,
             scores=encoded.scores,
@@ -282,7 +293,9 @@ class RoadworkDetector(Saved, nn.Module):
         if views.device.type == "cpu" and views.is_floating_point():  # a GPU would have to wait for the answer
             low, high = (float(bound) for bound in views.detach().aminmax())
             if not -0.01 <= low <= high <= 1.01:
-                raise ValueError(f"views range from {low:.3g} to {high:.3g}; expected [0, 1], the model normalises itself")
+                raise ValueError(
+                    f"views range from {low:.3g} to {high:.3g}; expected [0, 1], the model normalises itself"
+                )
         grid = tuple(views.shape[:2])
         if mask is None:
             mask = torch.ones(grid, dtype=torch.bool)
@@ -301,15 +314,16 @@ class RoadworkDetector(Saved, nn.Module):
         backend = ATTENTION_BACKENDS[self.attention_backend]
         return nullcontext() if backend is None else sdpa_kernel(backend)
 
-    def compile_blocks(self) -> int:
+    def compile_blocks(self, **options: Any) -> int:
         """torch.compile each block in place (whole-model compilation takes ten times longer and gains nothing).
 
-        Parameter names do not change. Returns the number of compiled blocks.
+        Parameter names do not change. The numbers of photos and views are marked as varying, so that batches with other
+        numbers do not compile again. `options` go to torch.compile. Returns the number of compiled blocks.
         """
         blocks = [*self.backbone.blocks(), *self.layers]
         for block in blocks:
-            block.compile()
-        self.compiled = True
+            block.compile(**options)
+        self.compiled = self.backbone.compiled = True
         return len(blocks)
 
     def runtime(self) -> dict[str, str]:
@@ -331,6 +345,6 @@ def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~there.view(*there.shape, *[1] * (x.dim() - 2)), 0.0)
 
 
-def compile_blocks(model: RoadworkDetector) -> int:
+def compile_blocks(model: RoadworkDetector, **options: Any) -> int:
     """See `RoadworkDetector.compile_blocks`."""
-    return model.compile_blocks()
+    return model.compile_blocks(**options)

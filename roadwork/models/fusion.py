@@ -30,9 +30,9 @@ class Pyramid(nn.Module):
 class GatedFusion(nn.Module):
     """Gated attention pooling over views.
 
-    Each head h attends from a learned seed (a_hi = softmax_i(s_h . k_i), as the pooling by multi-head attention of the Set
-    Transformer, Lee et al. 2019) and each view has an importance gate g_i in (0, 1) (as the gate of attention-based multiple
-    instance learning, Ilse et al. 2018). out_h = sum_i a_hi g_i v_hi / (sum_i a_hi g_i + eps): with all gates
+    Each head h attends from a learned seed (a_hi = softmax_i(s_h . k_i), as the pooling by multi-head attention of the
+    Set Transformer, Lee et al. 2019) and each view has an importance gate g_i in (0, 1) (as the gate of attention-based
+    multiple instance learning, Ilse et al. 2018). out_h = sum_i a_hi g_i v_hi / (sum_i a_hi g_i + eps): with all gates
     near 0 the eps keeps the quotient finite.
     """
 
@@ -65,8 +65,6 @@ class GatedFusion(nn.Module):
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
         weights = logits.softmax(-1) * gate[:, None]
-        if mask is not None:
-            weights = weights * mask[:, None]
         weights = weights / (weights.sum(-1, keepdim=True) + self.eps)
         values = self.v_proj(y).view(batch, length, self.num_heads, -1)
         pooled = torch.einsum("bhk,bkhd->bhd", weights.to(values.dtype), values).reshape(batch, width)

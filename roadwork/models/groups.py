@@ -20,8 +20,8 @@ def no_decay(name: str, ndim: int) -> bool:
 def lr_scales(model: nn.Module, layer_decay: float, backbone_factor: float) -> dict[int, float]:
     """id of each backbone parameter -> learning rate relative to the heads.
 
-    The last unit and what follows it have `backbone_factor`, each unit before it `layer_decay` times that of the next, the
-    stem one power more (Clark et al. 2020; Bao et al. 2022).
+    The last unit and what follows it have `backbone_factor`, each unit before it `layer_decay` times that of the next,
+    the stem one power more (Clark et al. 2020; Bao et al. 2022).
     """
     scales: dict[int, float] = {}
     for module in model.modules():

@@ -39,8 +39,8 @@ def gps_features(degrees: Tensor) -> Tensor:
 class MetadataEncoder(nn.Module):
     """GPS 128, weather, daytime and scene 64 each, text 384: [B, 704].
 
-    A missing value, a field that the model may not see and a whole photo's dropped metadata all give the field's learned
-    NULL. The service sends pixels alone, so training drops the metadata of whole photos.
+    A missing value, a field that the model may not see and a whole photo's dropped metadata all give the field's
+    learned NULL. The service sends pixels alone, so training drops the metadata of whole photos.
 
     Args:
         fields: fields that may be seen. dropout: probability that a photo's fields are ALL dropped in training.
@@ -68,8 +68,8 @@ class MetadataEncoder(nn.Module):
         """Encode.
 
         Args:
-            metadata: `gps` [B, 2] degrees (NaN: missing), `weather`, `daytime`, `scene` int64 [B] (-1: NULL), `text` fp32
-                [B, 384] (NaN or all zeros: missing); absent keys and None: all NULL.
+            metadata: `gps` [B, 2] degrees (NaN: missing), `weather`, `daytime`, `scene` int64 [B] (-1: NULL), `text`
+                fp32 [B, 384] (NaN or all zeros: missing); absent keys and None: all NULL.
             batch: B.
 
         Returns:
@@ -105,7 +105,9 @@ class MetadataEncoder(nn.Module):
         dtype = self.null[name].dtype
         if name in VOCABULARY:
             size = VOCABULARY[name]
-            if value.is_floating_point() or (value.device.type == "cpu" and bool(((value < -1) | (value >= size)).any())):
+            if value.is_floating_point() or (
+                value.device.type == "cpu" and bool(((value < -1) | (value >= size)).any())
+            ):
                 raise ValueError(f"metadata[{name!r}] must be integers -1 (NULL) to {size - 1}; got {value.tolist()}")
             present = (value >= 0) & (value < size)
             return encoder(value.clamp(0, size - 1).long()), present

@@ -17,7 +17,8 @@ class MoE(nn.Module):
     Weights lie as in transformers: `gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I].
 
     With a dozen tokens per photo there is nothing to gain from dispatching on a GPU: all experts run as one batched
-    product and the weights of those not chosen are zero, so the host never waits. On a CPU each expert runs on its own tokens.
+    product and the weights of those not chosen are zero, so the host never waits. On a CPU each expert runs on its own
+    tokens.
     """
 
     def __init__(self, hidden_dim: int, expert_dim: int, num_experts: int, top_k: int) -> None:

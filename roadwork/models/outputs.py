@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,11 @@ class Encoded:
     boxes: Tensor | None = None
     """fp32 [B, K, 4] boxes of the kept views as fractions of the photo."""
 
-    def map(self, function: object) -> Encoded:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
         """Apply a function to every tensor."""
-        assert callable(function)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Encoded(**{name: None if value is None else function(value) for name, value in values.items()})
+        changed: dict[str, Any] = {k: None if v is None else function(v) for k, v in values.items()}
+        return Encoded(**changed)
 
     def to(self, device: torch.device | str) -> Encoded:
         """Copy to a device."""
@@ -52,7 +53,7 @@ class Encoded:
         """Photos of several batches, padded to the largest number of views."""
         slots = max(p.tokens.shape[1] for p in parts)
         views = max(p.scores.shape[1] for p in parts)
-        joined = {}
+        joined: dict[str, Any] = {}
         for f in dataclasses.fields(Encoded):
             tensors = [getattr(p, f.name) for p in parts]
             if any(t is None for t in tensors):

@@ -11,7 +11,7 @@ from roadwork.errors import UserError
 
 
 def keep_count(valid: int, keep_ratio: float) -> int:
-    """ceil(keep_ratio * valid): 12 -> 8 for 2/3. The small constant keeps 2/3 * 12 from becoming 9."""
+    """ceil(keep_ratio * valid): 12 -> 8 for 2/3. The small constant keeps 0.07 * 100 (7.000000000000001) from becoming 8."""
     return math.ceil(keep_ratio * valid - 1e-9)
 
 
@@ -25,9 +25,9 @@ def check_keep_ratio(keep_ratio: float) -> float:
 class ViewPruner(nn.Module):
     """Scores views by their vector at the pruning depth and keeps the best of each photo.
 
-    A hard choice has no gradient, so the vectors of kept views are multiplied by sigmoid(score) later on (by the caller):
-    a view that helps pulls its score up. At first the scores lean towards larger boxes, so that training starts with
-    the whole photo kept. DynamicViT (Rao et al. 2021) prunes patches in a like manner.
+    A hard choice has no gradient, so the vectors of kept views are multiplied by sigmoid(score) later on (by the
+    caller): a view that helps pulls its score up. At first the scores lean towards larger boxes, so that training
+    starts with the whole photo kept. DynamicViT (Rao et al. 2021) prunes patches in a like manner.
 
     Args:
         dim: width of the view vectors at the pruning depth.
@@ -53,8 +53,8 @@ class ViewPruner(nn.Module):
             mask: bool [B, V] on any device, at least one valid view per photo.
 
         Returns:
-            kept int64 [B, K] on the scores' device with K = ceil(keep_ratio * V); bool [B, K] on the mask's device, False
-            in slots beyond a photo's own ceil(keep_ratio * valid) (their `kept` is 0).
+            kept int64 [B, K] on the scores' device with K = ceil(keep_ratio * V); bool [B, K] on the mask's device,
+            False in slots beyond a photo's own ceil(keep_ratio * valid) (their `kept` is 0).
         """
         views = scores.shape[1]
         slots = keep_count(views, self.keep_ratio)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from roadwork.config import ModelConfig
 from roadwork.data.views import make_views, view_boxes
 from roadwork.errors import UserError
+from roadwork.models.backbone import Backbone
 from roadwork.models.weights import Recipe
 
 WEIGHTS, CONFIG, CALIBRATION, CARD = "model.safetensors", "config.json", "calibration.json", "README.md"
@@ -34,11 +35,12 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
     """Any picture -> uint8 [H, W, 3], upright (EXIF), sides at least 16.
 
     Args:
-        image: path, encoded bytes, PIL image (greyscale, palette, CMYK, alpha, 16 bit are converted; alpha over white), or
-            uint8 array [H, W, 3] or [H, W].
+        image: path, encoded bytes, PIL image (greyscale, palette, CMYK, alpha, 16 bit are converted; alpha over white),
+            or uint8 array [H, W, 3] or [H, W].
 
     Raises:
-        TypeError: another type. ValueError: bytes that do not decode completely, wrong shapes or dtypes, sides too small.
+        TypeError: another type.
+        ValueError: bytes that do not decode completely, wrong shapes or dtypes, sides too small.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
@@ -95,6 +97,7 @@ class Saved(nn.Module):
     """save_pretrained, from_pretrained, predict: mixed into the detector."""
 
     config: ModelConfig
+    backbone: Backbone
     view_size: int
     calibration: dict[str, float] | None
 
@@ -144,9 +147,7 @@ class Saved(nn.Module):
         content = _read_config(source)
         known = {f.name for f in dataclasses.fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in content["model"].items() if k in known})
-        recipe = Recipe(**content["backbone"])
-        recipe.mean, recipe.std = tuple(recipe.mean), tuple(recipe.std)  # type: ignore[assignment]
-        model = cls(config, content["view_size"], recipe)  # type: ignore[call-arg]
+        model = cls(config, content["view_size"], _recipe(content))  # type: ignore[call-arg]
         model.load_weights(source)
         if (source / CALIBRATION).is_file():
             model.calibration = json.loads((source / CALIBRATION).read_text())
@@ -159,15 +160,16 @@ class Saved(nn.Module):
         content = _read_config(source)
         given, mine = content["model"].get("backbone"), self.config.backbone
         if given != mine:
-            raise UserError(f"{source} holds a model with backbone {given!r}, this one has {mine!r}; pass --model.backbone {given}")
+            raise UserError(
+                f"{source} holds a model with backbone {given!r}, this one has {mine!r}; pass --model.backbone {given}"
+            )
         try:
             state = load_file(source / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{source / WEIGHTS} cannot be read: {error}") from error
         self._compare(state, source)
         self.load_state_dict(state)
-        recipe = Recipe(**content["backbone"])
-        self.backbone.recipe = dataclasses.replace(recipe, mean=tuple(recipe.mean), std=tuple(recipe.std))
+        self.backbone.recipe = _recipe(content)
 
     def _compare(self, state: dict[str, Tensor], source: Path) -> None:
         own = self.state_dict()
@@ -179,7 +181,7 @@ class Saved(nn.Module):
                 raise UserError(f"{source} holds another architecture: {name} is {theirs} there and {ours} here")
 
     def predict(self, image: Any) -> float:
-        """Probability of roadwork in [0, 1], calibrated where the model has a calibration; pixels alone, as the service.
+        """Probability of roadwork in [0, 1], calibrated where there is a calibration; pixels alone, as the service.
 
         Args:
             image: see `to_rgb`.
@@ -214,7 +216,8 @@ class Saved(nn.Module):
         for rgb in pictures:
             height, width = rgb.shape[:2]
             boxes = view_boxes(width, height, self.view_size)
-            cut.append((make_views(rgb, boxes, self.view_size), boxes / np.array([width, height] * 2, np.float32)))
+            whole = np.array([width, height, width, height], dtype=np.float32)
+            cut.append((make_views(rgb, boxes, self.view_size), boxes / whole))
         size, most = self.view_size, max(len(boxes) for _, boxes in cut)
         views = torch.zeros(len(cut), most, 3, size, size)
         mask = torch.zeros(len(cut), most, dtype=torch.bool)
@@ -234,14 +237,18 @@ def _scale_bias(calibration: dict[str, float]) -> tuple[float, float]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         scale = bias = math.nan
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
-        raise UserError(f"calibration {calibration} is not usable; it needs a positive temperature (or scale) and a bias")
+        raise UserError(
+            f"calibration {calibration} is not usable; it needs a positive temperature (or scale) and a bias"
+        )
     return scale, bias
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} holds no saved model ({CONFIG} and {WEIGHTS}); give a folder such as runs/NAME/model")
+        raise UserError(
+            f"{folder} holds no saved model ({CONFIG} and {WEIGHTS}); give a folder such as runs/NAME/model"
+        )
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -252,6 +259,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise UserError(f"{path} has format {content.get('format')}; this version reads format {FORMAT}")
     return content
+
+
+def _recipe(content: dict[str, Any]) -> Recipe:
+    fields = dict(content["backbone"])
+    return Recipe(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
 
 def _write(path: Path, text: str) -> None:
@@ -274,7 +286,8 @@ tags: [roadwork-detection, street-photos]
 Says how probable roadwork is in a street photo.
 
 - Backbone: `{model["backbone"]}`, weights: {content["weights_origin"]}; trained part: {model["trainable"]}
-- Views of {content["view_size"]} px, {parameters / 1e6:.1f} M parameters, metadata seen: {fields} (pixels alone are enough)
+- Views of {content["view_size"]} px, {parameters / 1e6:.1f} M parameters
+- Metadata seen: {fields} (pixels alone are enough)
 - Calibration: {calibrated}
 
 ```python

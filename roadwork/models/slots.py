@@ -12,9 +12,9 @@ from torch import Tensor
 class Slots:
     """A padded grid [B, V] and, where padding is skipped, the flat indices of its valid slots.
 
-    Skipping needs the number of valid slots on the host. A mask on the CPU gives it for nothing, also when the pixels are
-    on a GPU; a mask on the GPU would stall the queue, so then every slot is computed (the shapes stay constant, which
-    compiled blocks want) and masks hide the padding later. Both give the same results.
+    Skipping needs the number of valid slots on the host. A mask on the CPU gives it for nothing, also when the pixels
+    are on a GPU; a mask on the GPU would stall the queue, so then every slot is computed (the shapes stay constant,
+    which compiled blocks want) and masks hide the padding later. Both give the same results.
     """
 
     batch: int

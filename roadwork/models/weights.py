@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub.constants as hub
 import timm
 import torch
 from torch import Tensor, nn
@@ -36,7 +41,7 @@ class Recipe:
 
 
 def resolve_backbone(name: str, device_type: str | None = None) -> str:
-    """`auto` -> the large ViT where a GPU will compute, the small convolutional net elsewhere; other names as they are."""
+    """`auto` -> the large ViT where a GPU will compute, else the small convolutional net; other names as they are."""
     if name != "auto":
         return name
     if device_type is None:
@@ -47,7 +52,7 @@ def resolve_backbone(name: str, device_type: str | None = None) -> str:
 def create(recipe: Recipe, view_size: int) -> nn.Module:
     """timm's net without a classifier, randomly initialised; UserError for names and sizes that cannot be."""
     if not timm.is_model(recipe.name):
-        close = ", ".join(timm.list_models(f"*{recipe.name.split('_')[0]}*")[:4]) or LITE0
+        close = ", ".join(difflib.get_close_matches(recipe.name, timm.list_models(), 3, 0.5)) or LITE0
         raise UserError(f"model.backbone {recipe.name!r} is not a timm model; near it: {close}")
     arguments: dict[str, Any] = {"num_classes": 0, **recipe.arguments}
     entry = timm.model_entrypoint(recipe.name)
@@ -79,7 +84,7 @@ def plan(name: str, weights: str) -> Recipe:
     elif timm.is_model(name):
         configured = timm.get_pretrained_cfg(name)
         if configured is not None:
-            recipe.mean, recipe.std = tuple(configured.mean), tuple(configured.std)
+            recipe.mean, recipe.std = _three(configured.mean), _three(configured.std)
     return recipe
 
 
@@ -91,7 +96,9 @@ def load(net: nn.Module, recipe: Recipe, weights: str) -> str:
         return _load_auto(net, recipe)
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"model.weights {weights!r} is not a file; give `auto`, `random` or a .safetensors, .pth or .bin file")
+        raise UserError(
+            f"model.weights {weights!r} is not a file; give `auto`, `random` or a .safetensors, .pth or .bin file"
+        )
     _fill(net, _read(path), str(path))
     return f"file {path.name}"
 
@@ -109,8 +116,8 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
         _fill(net, _read(path), str(path))
         return LITE0_ORIGIN
     try:
-        pretrained = timm.create_model(recipe.name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub fails in many ways (offline, gated, no such tag): all mean the same to the user
+        pretrained = _from_hub(recipe.name)
+    except Exception as error:  # the hub fails in many ways (offline, gated, no such tag), all mean the same here
         raise UserError(
             f"model.weights auto: no pretrained weights of {recipe.name} ({_line(error)}); "
             f"pass --model.weights random or a local file"
@@ -118,6 +125,24 @@ def _load_auto(net: nn.Module, recipe: Recipe) -> str:
     _fill(net, pretrained.state_dict(), "hub")
     tag = timm.get_pretrained_cfg(recipe.name)
     return f"timm {recipe.name}" + (f".{tag.tag}" if tag is not None and tag.tag else "")
+
+
+def _from_hub(name: str) -> nn.Module:
+    """timm's pretrained net; from the local cache alone where the hub is out of reach (its client tries for a minute)."""
+    host = urlsplit(hub.ENDPOINT).hostname or "huggingface.co"
+    online = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
+    if not online:
+        try:
+            socket.create_connection((host, 443), timeout=10).close()
+            online = True
+        except OSError:
+            pass
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or not online
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -128,7 +153,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and header errors alike
-        raise UserError(f"weights {path} cannot be read ({_line(error)}); give a .safetensors, .pth or .bin file") from error
+        raise UserError(
+            f"weights {path} cannot be read ({_line(error)}); give a .safetensors, .pth or .bin file"
+        ) from error
     for key in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -165,6 +192,11 @@ def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
                 f"this backbone wants {tuple(wanted[key].shape)}"
             )
     net.load_state_dict(chosen)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def _line(error: BaseException) -> str:

@@ -31,7 +31,9 @@ def _entries(n: int, **leaks: Any) -> tuple[list[Entry], list[dict[str, Any]]]:
         )
         size = "640x480" if "photo_size" in leaks and label else "320x240"
         entries.append(Entry((0, 0, i), record, "train", f"g{i // 2}"))
-        photos.append({"size": size, "format": "ffd8", "hash": "0", "split": "train", "id": str(i), "group": "", "label": 0})
+        photos.append(
+            {"size": size, "format": "ffd8", "hash": "0", "split": "train", "id": str(i), "group": "", "label": 0}
+        )
     return entries, photos
 
 
@@ -106,5 +108,11 @@ def test_photos_next_to_a_test_photo_are_counted() -> None:
     def entry(split: str, latitude: float | None) -> Entry:
         return Entry((0, 0, 0), Record("x", label=1, latitude=latitude, longitude=-80.0), split, split)
 
-    entries = [entry("test", 40.0), entry("train", 40.0005), entry("train", 40.01), entry("val", 40.0), entry("val", None)]
+    entries = [
+        entry("test", 40.0),
+        entry("train", 40.0005),
+        entry("train", 40.01),
+        entry("val", 40.0),
+        entry("val", None),
+    ]
     assert neighbour_audit(entries)["near_a_test_photo"] == {"train": 1, "val": 1}

@@ -6,11 +6,12 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from roadwork.data.images import decode_masks, decode_photo
+from roadwork.data.images import Photo, decode_masks, decode_photo
 from roadwork.data.record import Rejected
 from roadwork.data.views import view_boxes
 from tests.data.photos import encode, scene
@@ -165,3 +166,29 @@ def test_masks_of_another_picture_are_refused() -> None:
         decode_masks(png(np.zeros((180, 320, 3), np.uint8)), 1280, 720)
     with pytest.raises(Rejected, match="masks_unknown_class"):
         decode_masks(png(bits | 64), 1280, 720)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+def test_a_jpeg_may_come_smaller_and_shows_the_same(orientation: int, kind: str) -> None:
+    stored = Image.fromarray(scene(8, 643, 481)).convert(kind)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Photo(encode(stored, exif=exif.tobytes()))
+    whole, notes = photo.decode()
+    assert whole.shape[:2] == (photo.height, photo.width)
+    for factor in (2, 4):
+        small, same = photo.decode(factor)
+        assert small.shape[:2] == (-(-photo.height // factor), -(-photo.width // factor)) and same == notes
+        reference = cv2.resize(whole, small.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert _close(small, reference, 3)
+    with pytest.raises(Rejected, match="truncated_image|damaged_image"):
+        Photo(encode(stored)[:9000]).decode(4)
+
+
+def test_damaged_masks_are_named_as_masks() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 63, (180, 320), dtype=np.uint8)).save(stream, "PNG")
+    for data in (stream.getvalue()[:4000], b"no png"):
+        with pytest.raises(Rejected, match="masks_damaged"):
+            decode_masks(data, 1280, 720)

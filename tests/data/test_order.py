@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roadwork.data import table
+from roadwork.data.index import ShardIndex
 from roadwork.data.order import EndlessOrder, EpochOrder, Permutation, cumulative_table
-from roadwork.data.table import mapped_table
+from roadwork.data.table import mapped_table, open_order
 from roadwork.errors import UserError
+from tests.data.sheets import build
 
 WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=300).filter(lambda w: sum(w) > 0)
 SEEDS = st.integers(-(2**63), 2**64 - 1)
@@ -141,6 +144,12 @@ def test_the_last_sample_with_weight_takes_a_draw_that_rounds_up() -> None:
     assert order.at(np.arange(10)).max() == 9
 
 
+def test_a_draw_on_an_edge_belongs_to_the_next_sample_with_weight() -> None:
+    order = EpochOrder([0.0, 1.0, 0.0, 1.0, 1.0], 0, 0, 3)
+    order.offset = 0.0
+    assert sorted(order.at(np.arange(3)).tolist()) == [1, 3, 4]
+
+
 def test_a_mapped_table_gives_the_same_order(tmp_path) -> None:
     weights = np.random.default_rng(0).choice([5, 2.5, 1, 0.3, 0], 5000)
     mapped = mapped_table(tmp_path, "train", "a1", weights)
@@ -151,6 +160,17 @@ def test_a_mapped_table_gives_the_same_order(tmp_path) -> None:
     mapped_table(tmp_path, "train", "a1", weights)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
     assert (mapped_table(tmp_path, "train", "b2", weights[::-1]) == cumulative_table(weights[::-1])).all()
+
+
+def test_a_split_opens_its_own_order(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ShardIndex.open(build(tmp_path / "shards"), "train")
+    positions = np.arange(100)
+    expected = EndlessOrder(index.gps_weight, 2).at(positions)
+    assert (open_order(index, 2).at(positions) == expected).all()
+    assert sorted(open_order(index, 2, weighted=False).at(np.arange(21)).tolist()) == list(range(21))
+    monkeypatch.setattr(table, "MAP_FROM", 10)
+    mapped = open_order(index, 2)
+    assert isinstance(mapped.cumulative, np.memmap) and (mapped.at(positions) == expected).all()
 
 
 def test_a_hundred_million_weights_fit_into_1_7_gib() -> None:

@@ -66,6 +66,11 @@ def test_usable_coordinates_stay(gps: object) -> None:
     assert record.latitude is not None and record.longitude is not None and record.repairs == ()
 
 
+def test_a_coordinate_as_numpy_2_writes_it_is_repaired() -> None:
+    record = parse_row(row(1, gps="[np.float64(40.31), np.float64(-79.54)]"))
+    assert (record.latitude, record.longitude, record.repairs) == (40.31, -79.54, ("gps_numpy_text",))
+
+
 @pytest.mark.parametrize(
     ("weather", "word", "repairs"),
     [

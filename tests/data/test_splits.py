@@ -63,8 +63,7 @@ def test_carving_does_not_depend_on_the_order_of_the_records() -> None:
     order = np.random.default_rng(1).permutation(90)
     first = {groups[i] for i in carve(groups, labels, 0.2, 0)}
     again = {
-        [groups[j] for j in order][i]
-        for i in carve([groups[j] for j in order], [labels[j] for j in order], 0.2, 0)
+        [groups[j] for j in order][i] for i in carve([groups[j] for j in order], [labels[j] for j in order], 0.2, 0)
     }
     assert first == again and first
 
@@ -77,7 +76,9 @@ def test_one_group_cannot_be_carved_and_two_can() -> None:
 
 def test_group_is_the_video_else_the_cell_else_the_photo() -> None:
     assert group_of(Record("1", group="vid", latitude=1.0, longitude=2.0)) == "vid"
-    assert group_of(Record("1", latitude=40.0, longitude=-80.0)) == group_of(Record("2", latitude=40.0, longitude=-80.0))
+    assert group_of(Record("1", latitude=40.0, longitude=-80.0)) == group_of(
+        Record("2", latitude=40.0, longitude=-80.0)
+    )
     assert group_of(Record("1")) != group_of(Record("2"))
 
 

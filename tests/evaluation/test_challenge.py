@@ -238,7 +238,7 @@ def test_synthetic_half_is_read_and_asked(tmp_path):
     standing = challenge.score_challenge(
         lambda p: [None] + [float("nan")] + [1.5] + [0.5] * (len(p) - 3), images, labels, 0, 100, groups, synthetic
     )
-    assert standing["what"] == "real and synthetic halves" and standing["pictures"] == [8, 2]
+    assert standing["what"] == "real and synthetic halves" and standing["photos"] == 8
     assert standing["no_answer"] == 8 and standing["out_of_range"] == 4
     with pytest.raises(UserError, match="no synthetic pictures"):
         challenge.read_synthetic(tmp_path / "0")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,17 @@ def test_two_processes_write_the_same_bytes_and_a_second_build_redoes_nothing(
 
 
 def test_a_killed_build_continues(source: Path, built: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "shards.build", "--source", str(source), "--out", str(tmp_path), "--view-size", "32"]
+    command = [
+        sys.executable,
+        "-m",
+        "shards.build",
+        "--source",
+        str(source),
+        "--out",
+        str(tmp_path),
+        "--view-size",
+        "32",
+    ]
     command += ["--samples-per-shard", "5", "--processes", "2", "--target-cities", "pittsburgh"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -139,7 +150,9 @@ def test_other_options_leave_nothing_of_the_old_build(source: Path, tmp_path: Pa
 
 def test_ranges_of_shards_make_the_same_folder(source: Path, built: Path, tmp_path: Path) -> None:
     for low, high in [(4, 99), (0, 4)]:
-        options = BuildOptions(str(source), str(tmp_path), target_cities=["pittsburgh"], shard_range=(low, high), **SMALL)
+        options = BuildOptions(
+            str(source), str(tmp_path), target_cities=["pittsburgh"], shard_range=(low, high), **SMALL
+        )
         assert (build(options).manifest is None) == (low == 4 or high == 4)
     report = build(BuildOptions(str(source), str(tmp_path), target_cities=["pittsburgh"], **SMALL))
     assert report.encoded == 0 and tars(tmp_path) == tars(built)
@@ -151,7 +164,7 @@ def test_bad_records_are_rejected_by_name_and_counts_add_up(tmp_path: Path) -> N
     rows[3]["label"] = 5
     rows[4]["id"] = 0
     rows[5]["gps"] = "[0, 0]"
-    rows[6]["gps"] = "[-80.0, 40.0]"
+    rows[6]["gps"] = "[-120.0, 40.0]"
     rows[7]["scene_level_tags.weather"] = "['Hail']"
     rows[8]["image"]["bytes"] = encode(np.asarray(Image.fromarray(scene(8)).convert("L")))
     rows[9]["video_info.vid_id"] = "held"
@@ -181,7 +194,9 @@ def test_bad_records_are_rejected_by_name_and_counts_add_up(tmp_path: Path) -> N
 
 
 def test_a_source_without_one_good_photo_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "src.parquet", [row(1, image={"bytes": b"x", "path": ""}), row(3, image={"bytes": b"y", "path": ""})])
+    write(
+        tmp_path / "src.parquet", [row(1, image={"bytes": b"x", "path": ""}), row(3, image={"bytes": b"y", "path": ""})]
+    )
     with pytest.raises(UserError, match="no photo could be decoded"):
         make(tmp_path / "src.parquet", tmp_path / "out")
     write(tmp_path / "src.parquet", [row(1, label=9)])
@@ -225,6 +240,9 @@ def test_a_folder_of_masks(tmp_path: Path) -> None:
     assert index.masks_valid[0].tolist() == facts["masks_valid"]
     assert index.read_meta(0)["masks_confidence"] == facts["masks_confidence"]
     assert index.read_masks(1) is None
+    (tmp_path / "masks" / "2.png").write_bytes(_mask(np.full((64, 96), 1, np.uint8)))
+    make(tmp_path / "train.parquet", tmp_path / "out", val_fraction=0.0, masks=str(tmp_path / "masks"))
+    assert ShardIndex.open(tmp_path / "out", "train").read_masks(1) is not None
 
 
 def test_weights_follow_the_target(source: Path, tmp_path: Path) -> None:
@@ -266,7 +284,9 @@ def test_near_duplicates_across_splits_are_found_and_can_be_grouped(tmp_path: Pa
 def test_csv_with_test_fraction(tmp_path: Path) -> None:
     for i in range(20):
         (tmp_path / f"{i}.jpg").write_bytes(encode(scene(i)))
-    (tmp_path / "p.csv").write_text("path,label\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(20)) + "absent.jpg,1\n")
+    (tmp_path / "p.csv").write_text(
+        "path,label\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(20)) + "absent.jpg,1\n"
+    )
     spec = f"csv:{tmp_path / 'p.csv'}"
     manifest = make(spec, tmp_path / "out", val_fraction=0.2, test_fraction=0.2)
     assert set(manifest["splits"]) == {"train", "val", "test"} and manifest["splits"]["test"]["photos"] == 4
@@ -294,3 +314,57 @@ def test_impossible_options_are_refused_in_one_line(
     with pytest.raises(UserError, match=word) as caught:
         make(source, tmp_path / "out", **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_masks_that_do_not_belong_to_the_photo_are_not_used(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.parquet", [row(i) for i in (1, 2, 3)])
+    write(tmp_path / "test-0.parquet", [row(3, **{"video_info.vid_id": "other"})])
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    png = _mask(np.full((64, 96), 2, np.uint8))
+    for name, crc in (("1", zlib.crc32(png)), ("2", 17), ("3", zlib.crc32(png))):
+        (masks / f"{name}.png").write_bytes(png)
+        (masks / f"{name}.json").write_text(json.dumps({"crc32": crc}))
+    manifest = make(tmp_path, tmp_path / "out", val_fraction=0.0, masks=str(masks))
+    assert manifest["repairs"] == {"masks_ambiguous_id": 2, "masks_damaged": 1} and manifest["ids_in_two_splits"] == 2
+    assert ShardIndex.open(tmp_path / "out", "train").masks_valid.any(axis=1).tolist() == [True, False, False]
+
+
+def test_the_street_benchmark_is_drawn_once_and_has_masks_and_a_target(tmp_path: Path) -> None:
+    manifest = make("street:24", tmp_path, view_size=64, target_cities=["greensburg", "lisbon"], samples_per_shard=0)
+    assert manifest["splits"]["test"]["with_masks"] == manifest["splits"]["test"]["photos"] > 0
+    assert manifest["records"]["used"] == 24 and manifest["source"]["extra_columns_ignored"] == []
+    assert sum(part["with_coordinate"] for part in manifest["splits"].values()) > 12
+    assert not manifest["target"]["transductive"] and len(manifest["clusters"]) >= 2
+    assert verify(tmp_path, pixels=True) == []
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "source").iterdir()}
+    report = build(BuildOptions("street:24", str(tmp_path), target_cities=["greensburg", "lisbon"], view_size=64))
+    assert report.unchanged and files == {path: path.stat().st_mtime_ns for path in (tmp_path / "source").iterdir()}
+
+
+def test_a_full_disk_is_one_line_and_the_next_build_continues(source: Path, built: Path, tmp_path: Path) -> None:
+    # A limit on the size of files stands for a full disk: the write of a shard fails half-way.
+    program = (
+        "import resource, signal, sys; from shards.build import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY)); main(sys.argv[1:])"
+    )
+    arguments = ["--source", str(source), "--out", str(tmp_path), "--view-size", "32", "--samples-per-shard", "5"]
+    arguments += ["--processes", "1", "--target-cities", "pittsburgh"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.tar*")) and not list(tmp_path.glob(".*.tmp"))
+    make(source, tmp_path, target_cities=["pittsburgh"])
+    assert tars(tmp_path) == tars(built)
+
+
+def test_a_killed_worker_is_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
+    from roadwork.data import build as module
+
+    def killed(*_: Any) -> None:
+        raise BrokenProcessPool("A child process terminated abruptly")
+
+    monkeypatch.setattr(module, "encode", killed)
+    with pytest.raises(UserError, match="fewer --processes"):
+        make(source, tmp_path)

@@ -72,7 +72,16 @@ def test_build_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     target = tmp_path / "t.csv"
     target.write_text("latitude,longitude\n39.0,-86.0\n")
     arguments = ["--source", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--view-size", "32"]
-    arguments += ["--processes", "1", "--target-gps", str(target), "--brackets", "50:3,inf:0.5", "--class-balance", "keep"]
+    arguments += [
+        "--processes",
+        "1",
+        "--target-gps",
+        str(target),
+        "--brackets",
+        "50:3,inf:0.5",
+        "--class-balance",
+        "keep",
+    ]
     assert build_cli.main(arguments) == 0
     assert "15 photos encoded, 0 kept" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "out")

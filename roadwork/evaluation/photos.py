@@ -1,0 +1,71 @@
+"""Photos put together again from the views in the shards, for people and for the challenge."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+def stitched(index: Any, row: int, width: int = 1280) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 3] in the photo's own proportions, at most `width` wide and never larger than the photo was.
+
+    The whole-photo view first, then the finer views over it, each at its box. ValueError where the sample is damaged.
+    """
+    views = np.asarray(index.read_views(int(row))).transpose(0, 2, 3, 1)
+    full_width, full_height = int(index.width[row]), int(index.height[row])
+    if full_width <= 0 or full_height <= 0:
+        full_height, full_width = views.shape[1:3]
+    wide = min(width, full_width)
+    high = max(1, round(wide * full_height / full_width))
+    canvas = np.zeros((high, wide, 3), dtype=np.uint8)
+    boxes = np.asarray(index.boxes(int(row)), dtype=np.float64) * np.asarray([wide, high, wide, high])
+    for view, box in zip(views, np.round(boxes).astype(int), strict=True):
+        x0, y0, x1, y1 = (int(edge) for edge in box)
+        if x1 > x0 and y1 > y0:
+            shrinks = x1 - x0 < view.shape[1]
+            form = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            canvas[y0:y1, x0:x1] = cv2.resize(np.ascontiguousarray(view), (x1 - x0, y1 - y0), interpolation=form)
+    return canvas
+
+
+def photo(index: Any, row: int, width: int = 480) -> bytes:
+    """JPEG of `stitched`."""
+    buffer = io.BytesIO()
+    Image.fromarray(stitched(index, row, width)).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, bytes]:
+    """JPEGs by id of the worst errors that `errors.analyse` names; a photo that cannot be read is left out."""
+    found: dict[str, bytes] = {}
+    for kind in analysis["worst"].values():
+        for error in kind:
+            try:
+                found[error["id"]] = photo(index, error["row"])
+            except (OSError, ValueError):
+                continue
+    return found
+
+
+class Photos(Sequence[Any]):
+    """Photos of some rows of an index, stitched when asked for (the last 64 are kept); a damaged one is black."""
+
+    def __init__(self, index: Any, rows: Any, width: int = 1280) -> None:
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self._read = functools.lru_cache(maxsize=64)(lambda row: stitched(index, row, width))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        try:
+            return self._read(int(self.rows[i]))
+        except (OSError, ValueError):
+            return np.zeros((224, 224, 3), dtype=np.uint8)

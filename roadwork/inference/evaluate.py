@@ -1,0 +1,287 @@
+"""The evaluation stage: scores of a run's predictions, or of a saved model, errors, TensorBoard, report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from roadwork.config import Config
+from roadwork.data.index import ShardIndex
+from roadwork.data.loader import EvalLoader
+from roadwork.data.record import DAYTIME, SCENE, WEATHER
+from roadwork.engine import Engine, launched_rank
+from roadwork.errors import UserError
+from roadwork.evaluation import challenge, plots
+from roadwork.evaluation.assess import evaluate as assess
+from roadwork.evaluation.errors import join
+from roadwork.evaluation.photos import Photos
+from roadwork.evaluation.report import read_json, read_probabilities, uncalibrated, write_report
+from roadwork.models import RoadworkDetector
+from roadwork.monitoring.board import Board
+from roadwork.monitoring.console import quiet_libraries
+
+NAMES = {"weather": WEATHER, "daytime": DAYTIME, "scene": SCENE}
+OWN_PREDICTIONS = "evaluation_predictions.csv"
+CHALLENGE_ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was found before any process group started.
+
+    systems: name -> {id: probability}, empty where predictions.csv does not cover the split; chosen: the system that
+    predictions.csv holds; model: folder of the saved network, or None.
+    """
+
+    index: ShardIndex
+    train: ShardIndex | None
+    systems: dict[str, dict[str, float]]
+    chosen: str
+    model: Path | None
+    notes: list[str]
+
+
+def prepare(config: Config) -> Prepared:
+    """Find shards, predictions and model. Raises UserError where there is nothing to score."""
+    run = Path(config.run.dir)
+    index = ShardIndex.open(config.data.shards, config.predict.split)
+    if len(index) == 0:
+        raise UserError(f"split {config.predict.split} of {config.data.shards} is empty; give another --predict.split")
+    train = ShardIndex.open(config.data.shards, "train") if "train" in index.manifest["indexes"] else None
+    notes: list[str] = []
+    systems, chosen = _predicted(run, index, notes)
+    model = next((run / name for name in ("model", "best") if (run / name / "config.json").is_file()), None)
+    if not systems and model is None:
+        raise UserError(
+            f"{run} has neither predictions.csv for split {config.predict.split} nor a saved model; run "
+            f"launch/predict.py --run.dir {run} --predict.split {config.predict.split} first"
+        )
+    return Prepared(index, train, systems, chosen, model, notes)
+
+
+def _predicted(run: Path, index: ShardIndex, notes: list[str]) -> tuple[dict[str, dict[str, float]], str]:
+    """Systems of predictions.csv and predictions_tta.csv, where they answer for every photo of the split."""
+    ids = {str(i) for i in index.id}
+    answers = read_probabilities(run / "predictions.csv")
+    if set(answers) != ids:
+        if answers:
+            notes.append(f"predictions.csv does not hold the photos of split {index.split}: the saved model is scored")
+        return {}, ""
+    details = read_json(run / "predict_details.json") or {}
+    chosen = str(details.get("chosen", "predictions"))
+    systems = {chosen: answers}
+    beside = run / "predictions_tta.csv"
+    if beside.is_file():
+        with beside.open(newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), [])
+        for name in columns:
+            if name not in ("id", "kept", "distance", "label", chosen):
+                systems[name] = read_probabilities(beside, name)
+    return systems, chosen
+
+
+def run_evaluate(config: Config) -> Path:
+    """The stage as a command: check, start the engine, evaluate, leave. Returns report/index.html. Collective."""
+    prepared = prepare(config)
+    logs = Path(config.run.dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    quiet_libraries(logs / f"evaluate-rank-{launched_rank():04d}.log")
+    engine = Engine.start(config, "evaluate")
+    result, page = evaluate(config, engine, prepared)
+    if engine.is_main:
+        for row in result["systems"]:
+            span = row["mcc_interval"]
+            words = "no interval" if span is None else f"{span[0]:.3f} to {span[1]:.3f}"
+            sys.stdout.write(f"{'*' if row['chosen'] else ' '} {row['name']}: MCC {row['mcc']:.3f} ({words})\n")
+        sys.stdout.write("".join(f"note: {note}\n" for note in result["notes"]) + f"report: {page}\n")
+    engine.close()
+    return page
+
+
+def describe(config: Config) -> None:
+    """What the stage would do, without doing it."""
+    prepared = prepare(config)
+    if launched_rank() == 0:
+        photos, labelled = len(prepared.index), int((np.asarray(prepared.index.label) >= 0).sum())
+        source = f"predictions.csv ({prepared.chosen})" if prepared.systems else f"the model in {prepared.model}"
+        sys.stdout.write(f"split {config.predict.split}: {photos} photos, {labelled} labelled; scores {source}\n")
+
+
+def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[str, Any], Path]:
+    """Writes evaluation.json, report/index.html and TensorBoard's `evaluate` run on rank 0. Collective.
+
+    The result does not depend on the number of processes.
+    """
+    run = Path(config.run.dir)
+    systems, chosen, notes = dict(prepared.systems), prepared.chosen, list(prepared.notes)
+    looked: dict[str, int] = {}
+    standing: dict[str, Any] | None = None
+    if prepared.model is not None:
+        network = load(prepared.model, config, prepared.index, notes, engine.device)
+        answers, looked = network_answers(network, config, engine, prepared.index, notes)
+        systems.update(answers)
+        chosen = chosen or "image_only"
+        if config.predict.challenge:
+            standing = challenge_standing(network, config, engine, prepared.index)
+    page = run / "report" / "index.html"
+    result: dict[str, Any] = {}
+    if engine.is_main:
+        result = assess(
+            prepared.index, systems, chosen, train=prepared.train, prior=config.predict.prior,
+            resamples=config.predict.bootstrap, seed=config.seed, names=NAMES,
+            centres=prepared.index.manifest.get("clusters") or (),
+        )  # fmt: skip
+        finish(result, notes, looked, standing)
+        write_own_predictions(run, result, systems[chosen], bool(prepared.systems))
+        _write(run / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
+        page = write_report(run, shards=config.data.shards, scored=prepared.index, train=prepared.train)
+        show(config, result, systems[chosen], prepared)
+    engine.barrier()
+    return result, page
+
+
+def finish(
+    result: dict[str, Any], notes: list[str], looked: Mapping[str, int], standing: dict[str, Any] | None
+) -> None:
+    """Adds notes, the view that attention chose on each worst error, and the challenge standing."""
+    result["notes"] = notes + result["notes"]
+    for errors in result["errors"]["worst"].values():
+        for error in errors:
+            if error["id"] in looked:
+                error["attention"] = looked[error["id"]]
+    if standing is not None:
+        result["challenge"] = standing
+
+
+def write_own_predictions(run: Path, result: dict[str, Any], answers: Mapping[str, float], predicted: bool) -> None:
+    """Names the file that holds the scored probabilities; a saved model's go to a file of their own."""
+    result["predictions"] = "predictions.csv" if predicted else OWN_PREDICTIONS
+    if not predicted:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "probability", "prediction"])
+        writer.writerows([name, repr(p), int(p > 0.5)] for name, p in answers.items())
+        _write(run / OWN_PREDICTIONS, text.getvalue())
+
+
+# --- the saved network ------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], device: torch.device) -> RoadworkDetector:
+    """The saved network; without a calibration of its own it is moved from the prior of the draws to predict.prior."""
+    network = RoadworkDetector.from_pretrained(folder, device)
+    if network.view_size != index.view_size:
+        raise UserError(
+            f"the shards have views of {index.view_size} px, the model in {folder} wants {network.view_size}; "
+            f"build shards with --view-size {network.view_size}"
+        )
+    if network.calibration is None:
+        prior = (index.manifest.get("class_prior") or {}).get("draws") or config.predict.prior
+        prior = min(max(float(prior), 1e-3), 1 - 1e-3)
+        wanted = config.predict.prior
+        shift = float(np.log(wanted / (1 - wanted)) - np.log(prior / (1 - prior)))
+        network.calibration = {"temperature": 1.0, "bias": shift}
+        notes.append(f"{folder.name}/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior")
+    return network
+
+
+@torch.inference_mode()
+def network_answers(
+    network: RoadworkDetector, config: Config, engine: Engine, index: ShardIndex, notes: list[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """`image_only` and `image_only_224` of every photo, and the view that attention weighed most. Collective."""
+    found: list[tuple[str, float, float, int]] = []
+    loader = EvalLoader(
+        index, batch=config.predict.batch, rank=engine.rank, world_size=engine.world_size,
+        workers=config.data.workers, bad_sample_budget=1.0, load_masks=False,
+    )  # fmt: skip
+    unreadable: list[str] = []
+    for batch in loader:
+        there = (batch.weight > 0).tolist()
+        rows = batch.sample.tolist()
+        small = [challenge.open_picture(challenge.jpeg(challenge.centre_square(p))) for p in Photos(index, rows)]
+        batch = batch.to(engine.device)
+        outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
+        full = network.probabilities(outputs.logits).tolist()
+        alone = network.predict_batch(small, batch=config.predict.batch)
+        best = outputs.kept.gather(1, outputs.attention.argmax(dim=1, keepdim=True)).squeeze(1).tolist()
+        for name, readable, p, q, view in zip(batch.ids, there, full, alone, best, strict=True):
+            prior = config.predict.prior  # without pixels the prior is all that is known
+            found.append((name, p if readable else prior, q if readable else prior, int(view)))
+            unreadable += [] if readable else [name]
+    found = engine.gather_object(found)
+    if lost := sorted(engine.gather_object(unreadable)):
+        notes.append(f"{len(lost)} photos could not be read and are answered with the prior: {', '.join(lost[:5])}")
+    order = {str(name): k for k, name in enumerate(index.id)}
+    found.sort(key=lambda line: order[line[0]])
+    systems = {
+        "image_only": {name: p for name, p, _, _ in found},
+        "image_only_224": {name: q for name, _, q, _ in found},
+    }
+    return systems, {name: view for name, _, _, view in found}
+
+
+def challenge_standing(
+    network: RoadworkDetector, config: Config, engine: Engine, index: ShardIndex, rounds: int = CHALLENGE_ROUNDS
+) -> dict[str, Any] | None:
+    """The simulated standing of the network on the split's labelled photos, questions shared out. Collective.
+
+    None without a labelled photo. Photos are stitched from the views, at most 1280 px wide.
+    """
+    rows = np.flatnonzero(np.asarray(index.label) >= 0)
+    if not len(rows):
+        return None
+    questions = challenge.draw_challenges([np.asarray(index.label)[rows]], rounds, config.seed)
+    mine = list(enumerate(questions))[engine.rank :: engine.world_size]
+    answers = challenge.ask(network.predict_batch, mine, [Photos(index, rows)], config.seed)
+    pairs = [(number, float(p)) for (number, _), p in zip(mine, answers, strict=True)]
+    everything = np.asarray([p for _, p in sorted(engine.gather_object(pairs))])
+    groups = np.asarray(index.group)[rows]
+    return challenge.standing(everything, questions, groups, len(rows), False, config.predict.bootstrap, config.seed)
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def show(config: Config, result: Mapping[str, Any], answers: Mapping[str, float], prepared: Prepared) -> None:
+    """The chosen system's figures in TensorBoard, in a run of their own beside the training curves."""
+    run = Path(config.run.dir)
+    joined = join(prepared.index, answers)
+    split = config.predict.split
+    details = read_json(run / "predict_details.json") if prepared.systems else None
+    board = Board(run / "tensorboard" / "evaluate", purge_step=0)
+    figures = {
+        f"{split}/confusion": plots.confusion_figure(joined.label, joined.probability),
+        f"{split}/reliability": plots.reliability_figure(
+            joined.label, joined.probability, uncalibrated(joined.probability, details)
+        ),
+    }
+    train = prepared.train
+    if train is not None:
+        place = plots.map_figure(
+            train.latitude, train.longitude, train.gps_weight, prepared.index.manifest.get("clusters") or ()
+        )
+        figures |= {} if place is None else {"data/map_of_draws": place}
+    board.figures(0, figures)
+    board.pr_curve(f"{split}/precision_recall", 0, joined.label, joined.probability)
+    for row in result["systems"]:
+        board.scalars(0, {f"{split}/mcc_{row['name']}": row["mcc"]})
+    best = next(row for row in result["systems"] if row["chosen"])
+    board.hparams(config, {"test_mcc": best["mcc"], "test_ece": best["ece"]})
+    board.close()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,154 @@
+"""New masks for shards that are built already: tars, index and manifest change together, or not at all.
+
+All new files are written beside the old ones first. Then a journal names the renames; from that instant the update is
+decided, and any later call (or `finish_update`) completes it if the process died among the renames.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roadwork.data.encode import scaled_boxes
+from roadwork.data.index import MANIFEST, ShardIndex, read_manifest, write_index
+from roadwork.data.mask_files import read_masks
+from roadwork.data.scan import ShardRows, scan_shard
+from roadwork.data.shards import Sample, atomic_file, read_samples, write_shard
+from roadwork.data.views import make_mask_views
+from roadwork.errors import UserError
+
+log = logging.getLogger(__name__)
+
+JOURNAL = ".masks-update.json"
+STAGING = ".masks-update"
+_DERIVED = ("schema_version", "view_size", "mask_size", "shards", "indexes")
+
+
+@dataclass
+class Updated:
+    """samples: in the shards. changed: got new masks. without: have none now. shards: files written again."""
+
+    samples: int = 0
+    changed: int = 0
+    without: int = 0
+    shards: int = 0
+
+
+def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], missing_only: bool = False) -> Updated:
+    """Put the masks of a folder into built shards.
+
+    Photos without files in `masks` keep what they have. GPS weights of a later reweighting are kept.
+
+    Args:
+        folder: of shards.
+        masks: folder that the labelling stage wrote.
+        missing_only: leave photos alone that have masks already (real ones, for example).
+
+    Raises:
+        UserError: no such folder, damaged shards or masks, or a full disk; the shards are then as before.
+    """
+    root = Path(folder)
+    finish_update(root)
+    if not Path(masks).is_dir():
+        raise UserError(f"--masks {masks}: no such folder; give one that launch/pseudo_masks.py wrote")
+    manifest = read_manifest(root)
+    staging = root / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    done = Updated()
+    try:
+        rows = [
+            _stage_shard(root / line["name"], staging, Path(masks), missing_only, done) for line in manifest["shards"]
+        ]
+        _keep_weights(root, manifest, rows)
+        extra = {key: value for key, value in manifest.items() if key not in _DERIVED}
+        if not done.changed:
+            return done
+        write_index(staging, rows, {**extra, "masks_updated_from": str(masks)})
+        _commit(root, staging)
+    except OSError as error:
+        raise UserError(
+            f"{root}: the masks could not be written ({error.strerror}); the shards are as before"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{root}: {error}") from None
+    finally:
+        if not (root / JOURNAL).exists():
+            shutil.rmtree(staging, ignore_errors=True)
+    return done
+
+
+def finish_update(folder: str | os.PathLike[str]) -> bool:
+    """Complete an update that died among its renames; True where there was one."""
+    root = Path(folder)
+    journal = root / JOURNAL
+    if not journal.exists():
+        return False
+    plan = json.loads(journal.read_text())
+    # The manifest comes last: until then a reader sees sizes that do not match and says so, never wrong pixels.
+    for name in plan["files"]:
+        if (root / STAGING / name).exists():
+            os.replace(root / STAGING / name, root / name)
+    for name in plan["old_indexes"]:
+        (root / name).unlink(missing_ok=True)
+    journal.unlink()
+    shutil.rmtree(root / STAGING, ignore_errors=True)
+    return True
+
+
+def _stage_shard(path: Path, staging: Path, masks: Path, missing_only: bool, done: Updated) -> ShardRows:
+    """Write the shard with new masks into the staging folder, if any of its photos has some."""
+    before = done.changed
+    write_shard(staging / path.name, _with_masks(path, masks, missing_only, done))
+    if done.changed == before:
+        (staging / path.name).unlink()
+        return scan_shard(path)
+    done.shards += 1
+    return scan_shard(staging / path.name)
+
+
+def _with_masks(path: Path, masks: Path, missing_only: bool, done: Updated) -> Iterator[Sample]:
+    for sample in read_samples(path):
+        done.samples += 1
+        found = None
+        if not (missing_only and sample.masks is not None):
+            found = read_masks(masks, str(sample.meta.get("id") or sample.key))
+        if found is not None:
+            done.changed += 1
+            boxes = scaled_boxes(sample.boxes, (sample.meta["width"], sample.meta["height"]), found.bits.shape)
+            meta = {
+                **sample.meta,
+                "masks_valid": list(found.valid),
+                "masks_confidence": list(found.confidence),
+                "masks_origin": found.origin,
+            }
+            sample = replace(sample, masks=make_mask_views(found.bits, boxes, sample.view_size), meta=meta)
+        done.without += sample.masks is None
+        yield sample
+
+
+def _keep_weights(root: Path, manifest: dict[str, Any], rows: list[ShardRows]) -> None:
+    """The tars hold the weights of the build; the index may hold those of a later reweighting."""
+    for split in manifest["indexes"]:
+        index = ShardIndex.open(root, split)
+        weights = iter(np.asarray(index.gps_weight).tolist())
+        for shard in rows:
+            if shard.info.split == split:
+                for row in shard.rows:
+                    row["gps_weight"] = next(weights)
+
+
+def _commit(root: Path, staging: Path) -> None:
+    new = sorted(path.name for path in staging.iterdir() if path.name != MANIFEST)
+    old = sorted(path.name for path in root.glob("*.index-*.npz") if path.name not in new)
+    with atomic_file(root / JOURNAL) as journal:
+        journal.write(json.dumps({"files": [*new, MANIFEST], "old_indexes": old}).encode())
+    finish_update(root)

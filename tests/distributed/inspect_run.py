@@ -1,0 +1,39 @@
+"""Trains like launch/pretrain.py and writes what this rank saw: argv[1] is the path's stem, the rest are options."""
+
+import hashlib
+import json
+import sys
+
+import roadwork.training.pretrain as stage
+from roadwork.config import parse
+from roadwork.training.loop import Trainer
+
+stem, positions = sys.argv[1], {}
+
+
+class Watched(Trainer):
+    """Notes positions before each micro-step, and weights and partition after the run."""
+
+    def _micro_step(self, step, micro, batch, counts):  # type: ignore[no-untyped-def]
+        positions.setdefault(step, []).extend(int(p) for p in batch.position)
+        return super()._micro_step(step, micro, batch, counts)
+
+    def _finish(self) -> None:
+        super()._finish()
+        weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in self.masters.parameters.values())
+        engine = self.engine.accelerator.deepspeed_engine_wrapped.engine
+        seen = {
+            "weights": hashlib.sha256(weights).hexdigest(),
+            "dtype": str(next(iter(self.masters.parameters.values())).dtype),
+            "stage": engine.zero_optimization_stage(),
+            "world_size": self.engine.world_size,
+            "positions": [positions[step] for step in sorted(positions)],
+            "owned": sum(state["exp_avg"].numel() for state in self.masters.states()),
+            "parameters": sum(p.numel() for p in self.masters.parameters.values()),
+        }
+        with open(f"{stem}-{self.engine.rank}.json", "w") as file:
+            json.dump(seen, file)
+
+
+stage.Trainer = Watched  # type: ignore[misc]
+stage.pretrain(parse("pretrain", sys.argv[2:]).config)

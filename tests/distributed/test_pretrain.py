@@ -1,0 +1,105 @@
+"""Pre-training through `accelerate launch`: two real processes, ZeRO-2, gloo."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from roadwork.monitoring.runlog import read_last_per_step
+from tests.conftest import Launch
+from tests.launching import TINY
+
+PRETRAIN = "launch/pretrain.py"
+
+
+def losses(run: Path) -> list[float]:
+    """The logged loss of every step."""
+    return [line["loss"] for line in read_last_per_step(run / "metrics.jsonl")]
+
+
+def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partitioned(
+    launch: Launch, shards: Path, tmp_path: Path
+) -> None:
+    done = launch("tests/distributed/inspect_run.py", str(tmp_path / "seen"), *TINY, f"--run.dir={tmp_path / 'run'}",
+                  f"--data.shards={shards}", "--training.max_steps=4")  # fmt: skip
+    assert done.status == 0, done.output[-3000:]
+    ranks = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0]["weights"] == ranks[1]["weights"], "the ranks hold different weights after training"
+    assert ranks[0]["stage"] == 2 and ranks[0]["dtype"] == "torch.bfloat16"
+    for step in range(4):
+        first, second = ranks[0]["positions"][step], ranks[1]["positions"][step]
+        assert not set(first) & set(second)
+        assert sorted(first + second) == list(range(step * 8, step * 8 + 8))
+    owned = [rank["owned"] for rank in ranks]
+    assert sum(owned) >= ranks[0]["parameters"]
+    assert all(0.45 < part / ranks[0]["parameters"] < 0.55 for part in owned), "the optimizer state is not partitioned"
+
+
+def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path: Path) -> None:
+    common = [*TINY, f"--data.shards={shards}", "--checkpoint.every_steps=3", "--training.validate_every_steps=4"]
+    whole = launch(PRETRAIN, *common, f"--run.dir={tmp_path / 'whole'}", "--training.max_steps=8")
+    assert whole.status == 0, whole.output[-3000:]
+    # Killed in step 5 by rank 1 itself: the checkpoint of step 3 is the newest.
+    torn = launch("tests/distributed/kill_at.py", "5", "1", *common, f"--run.dir={tmp_path / 'torn'}",
+                  "--training.max_steps=8")  # fmt: skip
+    assert torn.status != 0
+    again = launch(PRETRAIN, *common, f"--run.dir={tmp_path / 'torn'}", "--training.max_steps=8")
+    assert again.status == 0, again.output[-3000:]
+    assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
+    for file in ("master", "exp_avg", "exp_avg_sq", "average"):
+        one, other = (
+            load_file(tmp_path / run / "checkpoints" / "step-00000008" / f"{file}.safetensors") for run in ("torn", "whole")
+        )
+        assert all(torch.equal(one[name], other[name]) for name in one), file
+
+
+def test_the_bare_command_runs_zero2_bf16(launch: Launch, shards: Path, tmp_path: Path) -> None:
+    """No accelerate configuration: one process, and the engine builds ZeRO-2 itself."""
+    import subprocess
+    import sys
+
+    from tests.launching import ROOT, environment
+
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "tests/distributed/inspect_run.py",
+               str(tmp_path / "seen"), *TINY, f"--run.dir={tmp_path / 'run'}", f"--data.shards={shards}",
+               "--training.max_steps=1"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads((tmp_path / "seen-0.json").read_text())
+    assert seen["stage"] == 2 and seen["dtype"] == "torch.bfloat16" and seen["world_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--training.micro_batch=3", "micro_batch 3"),
+        ("--data.shards=/nowhere", "/nowhere"),
+        ("--model.backbone=resnet_of_dreams", "resnet_of_dreams"),
+    ],
+)
+def test_a_users_mistake_ends_every_rank_with_one_line(
+    launch: Launch, shards: Path, tmp_path: Path, option: str, words: str
+) -> None:
+    done = launch(PRETRAIN, *TINY, f"--run.dir={tmp_path}", f"--data.shards={shards}", "--training.max_steps=1", option)
+    lines = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and words in lines[0], done.output[-2000:]
+    statuses = re.findall(r"exitcode\s*: (-?\d+)", done.output)
+    assert "2" in statuses and "Traceback (most recent call last)" not in done.output.split("torch.distributed")[0]
+
+
+def test_the_logged_loss_is_the_same_on_one_and_two_processes(launch: Launch, shards: Path, tmp_path: Path) -> None:
+    """Same photos per step; in fp32 without dropout only the order of summation differs."""
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        done = launch(PRETRAIN, *TINY, f"--run.dir={run}", f"--data.shards={shards}", "--training.max_steps=3",
+                      "--engine.ds_config=ds_configs/zero2_fp32_cpu.json", "--model.dropout=0", "--loss.balance=0",
+                      "--model.metadata_dropout=0", processes=processes)  # fmt: skip
+        assert done.status == 0, done.output[-3000:]
+        found.append(losses(run))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -1,0 +1,139 @@
+"""The page: what it holds, what it says when parts are missing, and what a real browser makes of it."""
+
+import html
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from roadwork.data.index import ShardIndex
+from roadwork.evaluation import plots
+from roadwork.evaluation.assess import evaluate
+from roadwork.evaluation.report import read_probabilities, uncalibrated, write_report
+from tests.evaluation.fake_run import build_run, build_shards, probabilities
+from tests.launching import require
+
+PARTS = ("systems", "training", "answers", "where", "worst", "challenge", "data", "run")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(run folder with evaluation, scored index, training index)."""
+    folder = tmp_path_factory.mktemp("report")
+    shards = build_shards(folder / "shards")
+    run = build_run(folder / "run", shards)
+    scored, train = ShardIndex.open(shards, "test"), ShardIndex.open(shards, "train")
+    chosen = read_probabilities(run / "predictions.csv")
+    systems = {"ensemble": chosen, "pretrained": probabilities(scored, 0.5, 1)}
+    result = evaluate(scored, systems, "ensemble", train=train, resamples=100, centres=scored.manifest["clusters"])
+    (run / "evaluation.json").write_text(json.dumps(result))
+    return run, scored, train
+
+
+def text_of(page):
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_the_result_and_its_interval_come_first(made):
+    run, scored, train = made
+    page = write_report(run, scored=scored, train=train).read_text()
+    result = json.loads((run / "evaluation.json").read_text())["systems"][0]
+    text = text_of(page[page.index("<header>") :])
+    expected = (
+        f"MCC {result['mcc']:.3f} 95 % interval {result['mcc_interval'][0]:.3f} to {result['mcc_interval'][1]:.3f}"
+    )
+    assert text.index(expected) < 120
+    assert "10 held-out groups" in text and "Backbone weights: random" in text
+
+
+def test_every_part_is_there_with_its_figures(made):
+    run, scored, train = made
+    page = write_report(run, scored=scored, train=train).read_text()
+    text = text_of(page)
+    assert [part for part in PARTS if f'id="{part}"' not in page] == []
+    for wanted in (
+        "no pixels: GPS", "Ensemble of folds is on", "FOODS test-time augmentation is off", "0.050 (0.010 to 0.090)",
+        "These give the label away: description (missing)", "1 records were rejected", "truncated_image 1",
+        "1 samples could not be read", "training.learning_rate", "checkpoints/step-00000030", "Not simulated",
+        "within 50 km 0.720 0.300 0.700", "Validation MCC with its interval",
+    ):  # fmt: skip
+        assert wanted in text, wanted
+    assert "<b>broken</b>" not in page and "&lt;b&gt;broken&lt;/b&gt;" in page
+    errors = json.loads((run / "evaluation.json").read_text())["errors"]["worst"]
+    assert page.count("data:image/jpeg") == sum(len(kind) for kind in errors.values()) > 0
+    assert "nan" not in text.lower().split()
+
+
+def test_the_page_needs_nothing_from_outside(made):
+    run, scored, train = made
+    page = write_report(run, scored=scored, train=train).read_text()
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in page and "http" not in re.sub(r"data:[^\"]*", "", page)
+
+
+def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path):
+    page = write_report(tmp_path / "nothing").read_text()
+    text = text_of(page)
+    for wanted in ("No result yet", "No predictions have been scored", "No metrics.jsonl", "No checkpoints", "No folds",
+                   "No config.yaml", "No manifest.json", "No rejected.jsonl"):  # fmt: skip
+        assert wanted in text, wanted
+
+
+def test_damaged_files_do_not_stop_it(made, tmp_path):
+    for name in ("evaluation.json", "config.yaml", "predict_details.json", "metrics.jsonl", "predictions.csv"):
+        (tmp_path / name).write_text("{torn")
+    assert "No result yet" in write_report(tmp_path).read_text()
+
+
+def test_without_indexes_and_predictions_the_rest_is_there(made):
+    run, _, _ = made
+    text = text_of(write_report(run).read_text())
+    assert "photo not at hand" in text and "No labelled predictions at hand" in text and "95 % interval" in text
+
+
+def test_undoing_the_calibration():
+    odds = np.array([-2.0, 0.0, 3.0])
+    probability = 1 / (1 + np.exp(-(odds / 1.5 - 0.3)))
+    before = uncalibrated(probability, {"calibration": {"temperature": 1.5, "bias": -0.3}})
+    assert before == pytest.approx(1 / (1 + np.exp(-odds)))
+    assert uncalibrated(probability, None) is None
+
+
+def test_figures_survive_one_class_and_nothing():
+    for labels in ([], [1, 1]):
+        values = [0.3, 0.9][: len(labels)]
+        for draw in (plots.confusion_figure, plots.reliability_figure, plots.precision_recall_figure):
+            assert plots.png(draw(np.array(labels), np.array(values)))[:4] == b"\x89PNG"
+    assert plots.curves_figure([], ["loss"], "loss") is None
+    assert plots.map_figure([np.nan], [np.nan], [1.0]) is None
+
+
+PROBE = """<script>window.addEventListener('load', () => {
+const all = [...document.images], bad = all.filter(i => !i.complete || i.naturalWidth === 0);
+document.body.dataset.probe = JSON.stringify({images: all.length, bad: bad.map(i => i.alt),
+  overflow: document.documentElement.scrollWidth - window.innerWidth}); });</script></body>"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, width):
+    require("chromium", "chromium", "apt-get install chromium")
+    run, scored, train = made
+    page = write_report(run, scored=scored, train=train).read_text()
+    probe = tmp_path / "index.html"
+    probe.write_text(page.replace("</body>", PROBE))
+    command = [
+        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr", "--v=0",
+        "--virtual-time-budget=5000", f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", probe.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    state = json.loads(html.unescape(found[1]))
+    assert state["images"] == page.count("<img ") > 10 and state["bad"] == []
+    assert state["overflow"] <= 0, "the page is wider than the screen"
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

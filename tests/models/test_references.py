@@ -1,0 +1,141 @@
+"""Blocks against well-known implementations with copied weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen3MoeConfig, Qwen3NextConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock, load_balancing_loss_func
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention
+
+from roadwork.models.attention import GatedAttention
+from roadwork.models.moe import MoE, balance_loss
+from roadwork.models.norm import RMSNorm
+
+HIDDEN, HEADS, KV, DIM = 32, 4, 2, 8
+
+
+def _next_attention() -> Qwen3NextAttention:
+    config = Qwen3NextConfig(
+        hidden_size=HIDDEN,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV,
+        head_dim=DIM,
+        attention_dropout=0.0,
+        num_hidden_layers=1,
+        layer_types=["full_attention"],
+    )
+    config._attn_implementation = "eager"
+    reference = Qwen3NextAttention(config, 0)
+    for parameter in reference.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return reference
+
+
+def _copy(reference: Qwen3NextAttention, own: GatedAttention) -> None:
+    """Qwen3-Next interleaves query and gate per head and keeps its norm weights minus one."""
+    query, gate = reference.q_proj.weight.view(HEADS, 2 * DIM, HIDDEN).chunk(2, dim=1)
+    with torch.no_grad():
+        own.qkv_proj.weight.copy_(
+            torch.cat([query.reshape(-1, HIDDEN), reference.k_proj.weight, reference.v_proj.weight])
+        )
+        own.gate_proj.weight.copy_(gate.reshape(-1, HIDDEN))
+        own.out_proj.weight.copy_(reference.o_proj.weight)
+        own.q_norm.weight.copy_(1 + reference.q_norm.weight)
+        own.k_norm.weight.copy_(1 + reference.k_norm.weight)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gated_attention_equals_qwen3_next(masked: bool) -> None:
+    torch.manual_seed(0)
+    reference, own = _next_attention(), GatedAttention(HIDDEN, HEADS, KV)
+    _copy(reference, own)
+    x = torch.randn(3, 7, HIDDEN)
+    mask = torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None] if masked else torch.ones(3, 7, dtype=torch.bool)
+    cos, sin = torch.ones(3, 7, DIM), torch.zeros(3, 7, DIM)  # no rotation
+    theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
+    bias = torch.zeros(3, 1, 7, 7).masked_fill(~mask[:, None, None, :], torch.finfo(torch.float32).min)
+    expected = reference(theirs, (cos, sin), bias)[0]
+    actual = own(ours, mask if masked else None)
+    torch.testing.assert_close(actual[mask], expected[mask], atol=1e-5, rtol=1e-5)
+    seed = torch.randn_like(x) * mask[..., None]
+    (expected * seed).sum().backward()
+    (actual * seed).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(own.out_proj.weight.grad, reference.o_proj.weight.grad, atol=1e-4, rtol=1e-5)
+    gate = reference.q_proj.weight.grad.view(HEADS, 2 * DIM, HIDDEN)[:, DIM:].reshape(-1, HIDDEN)
+    torch.testing.assert_close(own.gate_proj.weight.grad, gate, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(own.q_norm.weight.grad, reference.q_norm.weight.grad, atol=1e-4, rtol=1e-5)
+
+
+def _moe(dense: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[MoE, Qwen3MoeSparseMoeBlock]:
+    config = Qwen3MoeConfig(
+        hidden_size=HIDDEN, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
+    )
+    reference, own = Qwen3MoeSparseMoeBlock(config), MoE(HIDDEN, 24, 4, 2)
+    if dense:
+        monkeypatch.setattr(own, "_dispatched", own._dense)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        own.router.weight.copy_(reference.gate.weight)
+        own.gate_up_proj.copy_(reference.experts.gate_up_proj)
+        own.down_proj.copy_(reference.experts.down_proj)
+    return own, reference
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_moe_equals_qwen3_moe(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    own, reference = _moe(dense, monkeypatch)
+    x = torch.randn(3, 7, HIDDEN)
+    theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected, (actual, _) = reference(theirs), own(ours)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    seed = torch.randn_like(x)
+    (expected * seed).sum().backward()
+    (actual * seed).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(own.router.weight.grad, reference.gate.weight.grad, atol=1e-4, rtol=1e-5)
+    for name in ("gate_up_proj", "down_proj"):
+        expected_grad = getattr(reference.experts, name).grad
+        torch.testing.assert_close(getattr(own, name).grad, expected_grad, atol=1e-4, rtol=1e-5)
+
+
+def test_balance_equals_transformers_with_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    own, reference = _moe(False, monkeypatch)
+    x = torch.randn(3, 7, HIDDEN)
+    mask = torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None]
+    logits = reference.gate(x)[0]
+    expected = load_balancing_loss_func((logits,), 4, 2, mask)
+    _, stats = own(x, mask)
+    actual, load = balance_loss(stats[None], 4, everywhere=True)
+    torch.testing.assert_close(actual, expected)
+    expected.backward()
+    actual.backward()
+    torch.testing.assert_close(own.router.weight.grad, reference.gate.weight.grad)
+    torch.testing.assert_close(load.sum(-1), torch.ones(1))
+
+
+def test_even_routing_gives_top_k() -> None:
+    stats = torch.tensor([[6.0, 6.0, 6.0, 6.0, 3.0, 3.0, 3.0, 3.0, 12.0]])
+    assert balance_loss(stats, 4, everywhere=False)[0] == pytest.approx(2.0)
+
+
+def test_rms_norm_equals_torch_and_keeps_bf16_precision() -> None:
+    torch.manual_seed(0)
+    own, reference = RMSNorm(16), nn.RMSNorm(16, eps=1e-6)
+    nn.init.normal_(own.weight)
+    reference.load_state_dict(own.state_dict())
+    x = torch.randn(5, 16, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    torch.testing.assert_close(own(x), reference(y))
+    own(x).square().sum().backward()
+    reference(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    low = own.bfloat16()(x.detach().bfloat16())
+    assert low.dtype == torch.bfloat16
+    exact = reference.bfloat16().double()(x.detach().bfloat16().double())
+    torch.testing.assert_close(low.double(), exact, atol=0, rtol=2**-8)  # one rounding, at the end

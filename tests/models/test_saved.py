@@ -1,0 +1,158 @@
+"""Saving, loading, warm starts, and the answer to one picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from roadwork.errors import UserError
+from roadwork.models import RoadworkDetector
+from roadwork.models.saved import to_rgb
+
+Build = Callable[..., RoadworkDetector]
+
+
+@pytest.fixture
+def photo() -> npt.NDArray[np.uint8]:
+    """A smooth picture, so that JPEG keeps it."""
+    y, x = np.mgrid[0:90, 0:160]
+    return np.stack([x, y * 2, (x + y)], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def _bytes(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "efficientnet_lite0"])
+def test_saved_and_loaded_models_are_equal(
+    build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8], name: str
+) -> None:
+    model = build(backbone=name, weights="auto" if name == "efficientnet_lite0" else "random").eval()
+    model.save_pretrained(tmp_path)
+    loaded = RoadworkDetector.from_pretrained(tmp_path)
+    assert loaded.weights_origin == model.weights_origin
+    assert loaded.config == model.config
+    assert not loaded.training
+    for (key, a), (other, b) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert key == other and torch.equal(a, b), key
+    assert loaded.predict(photo) == model.predict(photo)
+    card = (tmp_path / "README.md").read_text()
+    assert model.weights_origin in card
+    assert "random" in card if name == "test_vit" else "ImageNet" in card
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_calibration_is_used_and_kept(build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8]) -> None:
+    model = build().eval()
+    views, mask, boxes = model._views([photo])
+    with torch.no_grad():
+        logits = model(views, mask, None, boxes).logits[0].double()
+    margin = float(logits[1] - logits[0])
+    assert model.predict(photo) == pytest.approx(1 / (1 + np.exp(-margin)), abs=1e-6)
+    for calibration in ({"temperature": 0.5, "bias": -1.5}, {"scale": 2.0, "bias": -1.5}):
+        model.save_pretrained(tmp_path, calibration)
+        loaded = RoadworkDetector.from_pretrained(tmp_path)
+        assert loaded.predict(photo) == pytest.approx(1 / (1 + np.exp(-(2 * margin - 1.5))), abs=1e-6)
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "calibration.json").read_text()) == {"scale": 2.0, "bias": -1.5}
+    with pytest.raises(UserError, match="calibration"):
+        model.save_pretrained(tmp_path, {"temperature": 0.0, "bias": 0.0})
+
+
+def test_predict_takes_every_kind_of_picture(build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8]) -> None:
+    model = build().eval()
+    image = Image.fromarray(photo)
+    expected = model.predict(photo)
+    assert 0 <= expected <= 1
+    png = _bytes(image, "PNG")
+    (tmp_path / "photo.png").write_bytes(png)
+    for same in (image, png, tmp_path / "photo.png", str(tmp_path / "photo.png"), image.convert("RGBA")):
+        assert model.predict(same) == expected
+    grey = photo[..., 0]
+    assert (
+        model.predict(grey)
+        == model.predict(Image.fromarray(grey))
+        == model.predict(_bytes(Image.fromarray(grey), "PNG"))
+    )
+    for mode in ("CMYK", "P", "LA", "1", "YCbCr"):
+        assert 0 <= model.predict(image.convert(mode)) <= 1
+    assert 0 <= model.predict(_bytes(image.convert("CMYK"), "JPEG")) <= 1
+    upright = _bytes(image, "JPEG", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: viewers rotate by 270 degrees
+    turned = _bytes(image.rotate(90, expand=True), "JPEG", quality=95, exif=exif)
+    assert to_rgb(turned).shape == photo.shape
+    assert np.abs(to_rgb(turned).astype(int) - to_rgb(upright).astype(int)).mean() < 3
+    assert model.predict_batch([photo, grey, png]) == pytest.approx([expected, model.predict(grey), expected], abs=1e-5)
+
+
+def test_16_bit_greyscale_keeps_its_range() -> None:
+    wide = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 60).astype(np.uint16)
+    rgb = to_rgb(_bytes(Image.fromarray(wide), "PNG"))
+    assert np.array_equal(rgb[..., 0], (wide >> 8).astype(np.uint8))
+
+
+def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8]) -> None:
+    model = build().eval()
+    jpeg, png = (_bytes(Image.fromarray(photo), kind) for kind in ("JPEG", "PNG"))
+    wrong: list[object] = [
+        b"",
+        b"not an image",
+        jpeg[: len(jpeg) // 2],
+        png[:-40],
+        tmp_path / "missing.jpg",
+        photo.astype(np.float32),
+        photo[..., :2],
+        photo[:10],
+        Image.fromarray(photo[:10]),
+        Image.fromarray(photo[..., 0].astype(np.float32)),
+    ]
+    for image in wrong:
+        with pytest.raises(ValueError) as caught:
+            model.predict(image)
+        assert "\n" not in str(caught.value)
+    for image in (None, 3, [photo], torch.zeros(3, 32, 32)):
+        with pytest.raises(TypeError):
+            model.predict(image)
+
+
+def test_predict_leaves_the_model_as_it_was(build: Build, photo: npt.NDArray[np.uint8]) -> None:
+    model = build().train()
+    assert model.predict(photo) == model.predict(photo)
+    assert model.training and model.layers.training
+
+
+def test_warm_start_and_other_architectures(build: Build, tmp_path: Path) -> None:
+    saved = build(seed=1)
+    saved.save_pretrained(tmp_path)
+    fresh = build(seed=2)
+    fresh.load_weights(tmp_path)
+    assert torch.equal(fresh.projection.weight, saved.projection.weight)
+    for message, changes in {
+        "backbone 'test_vit'": {"backbone": "test_resnet"},
+        "another architecture: layers.2": {"num_layers": 3},
+        "another architecture: .* is \\(": {"hidden_dim": 64},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            build(**changes).load_weights(tmp_path)
+    with pytest.raises(UserError, match="holds no saved model"):
+        RoadworkDetector.from_pretrained(tmp_path / "nowhere")
+    content = json.loads((tmp_path / "config.json").read_text())
+    for field, value in {"architecture": "Other", "format": 99}.items():
+        (tmp_path / "config.json").write_text(json.dumps({**content, field: value}))
+        with pytest.raises(UserError, match=str(value)):
+            RoadworkDetector.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be read"):
+        RoadworkDetector.from_pretrained(tmp_path)

@@ -1,0 +1,55 @@
+"""One photo to views: a smaller decode and masks box by box give what the plain way gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from roadwork.data.decode import decode_views
+from roadwork.data.encode import encode_photo, mask_views, scaled_boxes, shrink_for
+from roadwork.data.images import decode_photo
+from roadwork.data.plan import BuildOptions, Entry
+from roadwork.data.record import Record
+from roadwork.data.views import make_mask_views, make_views, view_boxes
+from tests.data.photos import encode, scene
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "factor"), [(1280, 720, 2), (1283, 721, 2), (2600, 1950, 4), (300, 200, 1)]
+)
+def test_views_of_a_smaller_decode_look_like_those_of_the_whole(width: int, height: int, factor: int) -> None:
+    size = 128
+    data = encode(scene(3, width, height))
+    boxes = view_boxes(width, height, size)
+    assert shrink_for(boxes, size) == factor
+    entry = Entry((0, 0, 0), Record("1", label=1), "train", "g", "train-0")
+    sample, _, _ = encode_photo(entry, data, None, None, BuildOptions("x", "y", view_size=size))
+    assert isinstance(sample.views, bytes) and np.array_equal(sample.boxes, boxes)
+    assert (sample.meta["width"], sample.meta["height"]) == (width, height)
+    found = decode_views(sample.views, len(boxes), size).astype(int)
+    plain = make_views(decode_photo(data)[0], boxes, size).astype(int)
+    assert np.abs(found - plain).mean() < 4
+
+
+def test_no_view_is_enlarged_for_speed() -> None:
+    for width, height in [(4032, 3024), (1920, 1080), (640, 480), (97, 4000)]:
+        for size in (64, 224, 512):
+            boxes = view_boxes(width, height, size)
+            side = (boxes[:, 2:] - boxes[:, :2]).min()
+            assert shrink_for(boxes, size) == 1 or side / shrink_for(boxes, size) >= size
+
+
+@pytest.mark.parametrize("quarter", [1, 4])
+def test_masks_box_by_box_equal_masks_of_the_whole(quarter: int) -> None:
+    rng = np.random.default_rng(0)
+    bits = np.kron(rng.integers(0, 64, (18, 32)), np.ones((40 // quarter, 40 // quarter))).astype(np.uint8)
+    bits[:, : bits.shape[1] // 2] = 0
+    boxes = scaled_boxes(view_boxes(1280, 720, 64), (1280, 720), bits.shape)
+    assert np.array_equal(mask_views(bits, boxes, 64), make_mask_views(bits, boxes, 64))
+
+
+def test_scaled_boxes_stay_inside_and_are_never_empty() -> None:
+    boxes = view_boxes(4000, 60, 512)
+    scaled = scaled_boxes(boxes, (4000, 60), (4, 250))
+    assert (scaled[:, :2] < scaled[:, 2:]).all() and scaled.min() >= 0
+    assert (scaled[:, 2] <= 250).all() and (scaled[:, 3] <= 4).all()
