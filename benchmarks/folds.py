@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,7 +87,7 @@ def _merge_error(model: RoadworkDetector, result: FoldResult, source: PrefixSour
     adapted = result.model.eval().get_base_model()
     worst = 0.0
     for prefix in source.batches(model, result.held, result.held * 0, 32):
-        a = adapted.decide(prefix.encoded, prefix.metadata, segmentation=False).logits
+    adapted: Any = result.model.eval().get_base_model()
         b = call_with(model, overrides, "decide", prefix.encoded, prefix.metadata, False).logits
         worst = max(worst, float((a - b).abs().max()))
     return worst
