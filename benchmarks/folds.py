@@ -84,10 +84,10 @@ def _merge_error(model: RoadworkDetector, result: FoldResult, source: PrefixSour
     """Largest difference in logits between the adapted and the merged network over the fold's held-out photos."""
     result.model.save_pretrained(str(folder))
     overrides = merged_overrides(model, folder)
-    adapted = result.model.eval().get_base_model()
+    adapted: Any = result.model.eval().get_base_model()
     worst = 0.0
     for prefix in source.batches(model, result.held, result.held * 0, 32):
-    adapted: Any = result.model.eval().get_base_model()
+        a = adapted.decide(prefix.encoded, prefix.metadata, segmentation=False).logits
         b = call_with(model, overrides, "decide", prefix.encoded, prefix.metadata, False).logits
         worst = max(worst, float((a - b).abs().max()))
     return worst
