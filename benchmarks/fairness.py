@@ -274,13 +274,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=128, help="side of a view, px")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--threads", type=int, help="of the net; 1 on a busy machine (default: as --processes)")
     parser.add_argument("--nets", default="tiles,global", help="which probes to run")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of twelve photos here and stop")
     options = parser.parse_args(argv)
     if options.sheet is not None:
         contact_sheet(options.sheet, options.first_seed)
         return 0
-    torch.set_num_threads(options.processes)
+    torch.set_num_threads(options.threads or options.processes)
     net = pretrained_lite0()
     runs = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):

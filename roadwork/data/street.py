@@ -197,7 +197,7 @@ def _side(rng: np.random.Generator, place: Place, z: float) -> float:
 
 def work_zone(rng: np.random.Generator, place: Place) -> list[Thing]:
     """Roadwork of one zone: a row of cones or drums, often barriers behind it, and signs, workers, machines around."""
-    middle = float(rng.uniform(9.5, 17.0))
+    middle = float(rng.uniform(9.0, 16.0))
     across = float(rng.uniform(-0.9, 0.9)) * min(place.road, 0.5 * middle)
     plan = [("cone" if rng.random() < 0.7 else "drum", int(rng.integers(3, 7)))]
     if rng.random() < 0.7:
@@ -232,7 +232,7 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
     rng = np.random.default_rng([video.seed, 3])
     names = list(LOOKALIKES)
     odds = np.array([3.0 if name in family.favourites else 1.0 for name in names])
-    for name in rng.choice(names, p=odds / odds.sum(), size=int(rng.integers(1, 5))):
+    for name in rng.choice(names, p=odds / odds.sum(), size=int(rng.integers(1, 4))):
         kind, z = LOOKALIKES[str(name)], float(rng.uniform(9, 34))
         on_road = str(name) in ("box_truck", "bus", "tractor", "lorry_side")
         x = float(rng.uniform(1.2, place.road - 1)) if on_road else _side(rng, place, z)
@@ -242,7 +242,7 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
         x = float(rng.uniform(1.4, max(1.6, place.road - 1.2))) if kind.name == "car_behind" else _side(rng, place, z)
         place.things.append(_thing(rng, kind, x, z))
     zone = work_zone(rng, place)
-    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.5]
+    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.46]
     return place, zone, plain
 
 
