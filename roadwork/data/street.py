@@ -242,7 +242,7 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
         x = float(rng.uniform(1.4, max(1.6, place.road - 1.2))) if kind.name == "car_behind" else _side(rng, place, z)
         place.things.append(_thing(rng, kind, x, z))
     zone = work_zone(rng, place)
-    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.46]
+    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.7]
     return place, zone, plain
 
 
