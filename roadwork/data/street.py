@@ -5,7 +5,7 @@ schema (flat columns whose names contain dots, GPS as the string "[lat, lon]", l
 column, `masks`: a PNG of uint8 in the photo's size whose bit k is class k of MASK_CLASSES.
 
 A photo depends on (seed, index) alone, so any number of processes writes the same bytes. Photos come in videos of 2 or
-3 frames that share a place; a video belongs to one split. Positives: a work zone of 5 to 15 objects. Negatives: at the
+3 frames that share a place; a video belongs to one split. Positives: a work zone of 3 to 14 objects. Negatives: at the
 same spot, counterparts of the same size and colours that are not roadwork. Both have further look-alikes around them.
 """
 
@@ -318,7 +318,7 @@ def _row(video: Video, index: int, frame_number: int, masks: Image) -> dict[str,
 
 
 def draw(index: int, seed: int = 0) -> Photo:
-    """Photo number `index` (from 0) of the benchmark with this `seed`. About 50 ms."""
+    """Photo number `index` (from 0) of the benchmark with this `seed`. About 0.1 s of one core."""
     if index < 0:
         raise UserError(f"the street benchmark has no photo {index}: photos are numbered from 0")
     number, frame_number = _locate(index)
