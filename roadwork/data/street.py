@@ -83,17 +83,17 @@ SCHEMA = pa.schema(
 """The real data set's columns, and `masks`."""
 
 COUNTERPARTS: dict[str, tuple[str, ...]] = {
-    "cone": ("bollard", "hydrant", "flower_pot", "litter_bin", "pumpkins", "ice_cream"),
-    "drum": ("bollard", "litter_bin", "postbox", "flower_pot"),
-    "barricade": ("bench", "market_stall", "litter_bin", "autumn_bush", "flower_pot"),
-    "block_barrier": ("bench", "gate_arm", "postbox", "pumpkins", "flower_pot"),
-    "work_sign": ("traffic_sign", "banner", "parasol", "traffic_sign"),
-    "worker": ("pedestrian",),
-    "work_truck": ("box_truck", "box_truck", "tractor"),
+    "cone": ("bollard", "litter_bin", "flower_pot", "hydrant"),
+    "drum": ("bollard", "litter_bin", "postbox"),
+    "barricade": ("bench", "postbox", "autumn_bush", "flower_pot"),
+    "block_barrier": ("bench", "postbox", "pumpkins", "flower_pot"),
+    "work_sign": ("banner", "banner", "autumn_bush", "traffic_sign"),
+    "worker": ("pedestrian", "banner", "postbox"),
+    "work_truck": ("box_truck",),
     "work_truck_side": ("lorry_side", "bus"),
-    "excavator": ("tractor", "lorry_side", "market_stall"),
-    "roller": ("tractor", "market_stall"),
-    "arrow_board": ("market_stall", "parasol", "tractor"),
+    "excavator": ("lorry_side", "bus", "tractor"),
+    "roller": ("lorry_side", "box_truck"),
+    "arrow_board": ("box_truck", "market_stall"),
 }
 """What stands at a negative's spot in place of each roadwork object."""
 
@@ -242,7 +242,7 @@ def _layout(number: int, seed: int) -> tuple[Place, list[Thing], list[Thing]]:
         x = float(rng.uniform(1.4, max(1.6, place.road - 1.2))) if kind.name == "car_behind" else _side(rng, place, z)
         place.things.append(_thing(rng, kind, x, z))
     zone = work_zone(rng, place)
-    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.7]
+    plain = [_counterpart(rng, thing, family.favourites) for thing in zone if rng.random() < 0.6]
     return place, zone, plain
 
 
