@@ -57,10 +57,10 @@ roadwork_warned() {
   roadwork_guard=$!
 }
 
-# Slurm sends SIGTERM to every process of the job itself (requeue, preemption, scancel, time limit): only wait.
+# Slurm itself sends SIGTERM to every process of the job (requeue, preemption, scancel, time limit): only wait.
 roadwork_terminated() {
   roadwork_stop=termination
-  roadwork_say "terminated (SIGTERM): the ranks save and stop; Slurm decides whether the job comes back"
+  roadwork_say "terminated (SIGTERM): the ranks save and stop"
 }
 
 # Wait for a child although traps interrupt `wait`.
@@ -105,18 +105,21 @@ roadwork_job() {
   before=$(roadwork_newest)
   roadwork_say "$stage on ${SLURM_JOB_NODELIST}, launch $((${SLURM_RESTART_COUNT:-0} + 1)), run folder $ROADWORK_RUN_DIR"
   if [ "$stage" = pipeline ]; then
-    # It must outlive the signals that its stages answer to, or it would leave them behind.
-    (trap '' USR2 TERM; ROADWORK_LAUNCHER="bash launch/slurm/step.sh" exec "$PYTHON" launch/pipeline.py "$@") &
+    set -- env ROADWORK_LAUNCHER="bash launch/slurm/step.sh" "$PYTHON" launch/pipeline.py "$@"
   else
-    (trap - USR2 TERM; exec bash launch/slurm/step.sh "launch/$stage.py" "$@") &
+    set -- bash launch/slurm/step.sh "launch/$stage.py" "$@"
   fi
+  # What runs in this shell's own step outlives the signals that the ranks answer to; srun would end the job at once.
+  (trap '' USR2 TERM; exec "$@") &
   roadwork_wait $!
   status=$?
   [ -n "$roadwork_guard" ] && kill "$roadwork_guard" 2>/dev/null
   if [ "$status" = 0 ]; then
     roadwork_say "$stage is done"
   elif [ "$roadwork_stop" = termination ]; then
-    roadwork_say "$stage stopped"
+    # After `scontrol requeue` and preemption Slurm brings the job back; a requeue after scancel would undo it.
+    if scontrol show job -o "$SLURM_JOB_ID" | grep -q ' Reason=TimeLimit '; then roadwork_requeue && status=0
+    else roadwork_say "$stage stopped; Slurm decides whether it comes back"; fi
   elif [ "$roadwork_stop" = warning ] || [ "$status" = 75 ]; then
     roadwork_requeue && status=0
   elif [ "$(roadwork_newest)" != "$before" ]; then

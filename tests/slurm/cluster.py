@@ -75,8 +75,7 @@ class Cluster:
         self.until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle", "idle"], 60, "two idle nodes")
 
     def _daemon(self, *command: str) -> None:
-        log = open(self.folder / f"{command[0]}-{len(self.daemons)}.out", "wb")
-        with log:
+        with open(self.folder / f"{command[0]}-{len(self.daemons)}.out", "wb") as log:
             process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         self.daemons.append((command[0], process))
 
