@@ -303,7 +303,9 @@ def _row(video: Video, index: int, frame_number: int, masks: Image) -> dict[str,
         "flickr_url": None,
         "coco_url": None,
         "date_captured": 0,
-        "gps": str([round(float(video.latitude + along), 8), round(float(video.longitude + along), 8)]) if has_gps else None,
+        "gps": str([round(float(video.latitude + along), 8), round(float(video.longitude + along), 8)])
+        if has_gps
+        else None,
         "city_name": video.city.name,
         "scene_description": description,
         "video_info.frame_id": f"{frame_number * 30:06d}",

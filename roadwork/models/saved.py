@@ -117,7 +117,9 @@ class Saved(nn.Module):
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         calibration = self.calibration if calibration is None else calibration
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in (state or self.state_dict()).items()}
+        state = {
+            name: value.detach().cpu().contiguous().clone() for name, value in (state or self.state_dict()).items()
+        }
         temporary = out / (WEIGHTS + ".tmp")
         save_file(state, temporary, metadata={"format": "pt"})
         os.replace(temporary, out / WEIGHTS)

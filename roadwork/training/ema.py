@@ -46,9 +46,9 @@ class Average:
         """Relative distance ||average - master|| / ||master|| over all ranks. Collective, synchronises the host."""
         engine = self.masters.engine
         pairs = list(zip(self.flats, self.masters.flats(), strict=True))
-        sums = torch.stack(
-            [sum((a - m.detach()).square().sum() for a, m in pairs), sum(m.detach().square().sum() for _, m in pairs)]
-        )
+        apart = torch.stack([(a - m.detach()).square().sum() for a, m in pairs]).sum()
+        length = torch.stack([m.detach().square().sum() for _, m in pairs]).sum()
+        sums = torch.stack([apart, length])
         if engine.sharded:
             engine.all_reduce(sums)
         return float((sums[0] / sums[1].clamp_min(1e-30)).sqrt())

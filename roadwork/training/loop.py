@@ -87,7 +87,9 @@ class Trainer:
         self.counters = Counters() if subfolder else self._resume()
         events = self.folder / "tensorboard" / subfolder
         self.board = Board.open(config, events, engine.is_main, self.counters.step or None)
-        self.run_log = RunLog(self.folder / "metrics.jsonl") if engine.is_main and not subfolder else None
+        logs = engine.is_main and not subfolder
+        self.run_log = RunLog(self.folder / "metrics.jsonl") if logs else None
+        self.validation_log = RunLog(self.folder / "validation.jsonl") if logs else None
 
     def _build(self, made: Made) -> None:
         config, engine = self.config, self.engine
@@ -190,15 +192,14 @@ class Trainer:
 
     def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
         engine = self.engine
-        there = batch.view_mask  # stays on the host: the model skips padded views by it without a synchronisation
+        host = batch  # view mask, positions and epochs are read on the host: there without a synchronisation
         batch = batch.to(engine.device)
-        views, masks = self.augment(
-            batch.views.float() / 255, batch.position, batch.epoch, self.config.seed, batch.masks, batch.view_mask
-        )
+        pixels = batch.views.float() / 255
+        views, masks = self.augment(pixels, host.position, host.epoch, self.config.seed, batch.masks, batch.view_mask)
         targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, counts)
         last = micro == self.micro_steps - 1
         with engine.accelerator.accumulate(self.wrapped):
-            outputs = self.wrapped(views, there, batch.metadata, batch.boxes)
+            outputs = self.wrapped(views, host.view_mask, batch.metadata, batch.boxes)
             loss, terms = self.loss(outputs, targets, self._ramp(step))
             # The engine averages over processes and micro-batches; the loss is already a share of the whole step's sum.
             engine.accelerator.backward(loss * (engine.world_size * self.micro_steps))
@@ -272,14 +273,15 @@ class Trainer:
             "data_wait_s": max(waits),
             "step_s": max(times),
             "slowest_rank": int(np.argmax(times)),
+            "slowest_over_median": max(times) / max(float(np.median(times)), 1e-9),
             "skipped_samples": total_skipped,
-            "nonfinite": int(self._skipped()),
+            "nonfinite_steps": int(self._skipped()),
         }
         return record, stop > 0
 
     def _guard(self, record: dict[str, Any]) -> None:
         """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run."""
-        if not record["nonfinite"]:
+        if not record["nonfinite_steps"]:
             self.counters.nonfinite_steps = 0
             return
         self.counters.nonfinite_steps += 1
@@ -348,6 +350,9 @@ class Trainer:
                 "val/reliability": plots.reliability_figure(scores.label, scores.probability),
             },
         )
+        if self.validation_log is not None:
+            low, high = scores.interval
+            self.validation_log.append({"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
         log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, *scores.interval)
 
     def _finish(self) -> None:
@@ -370,6 +375,7 @@ class Trainer:
         self.checkpoints.wait()
         self.heart.close()
         self.board.close()
-        if self.run_log is not None:
-            self.run_log.close()
+        for kept in (self.run_log, self.validation_log):
+            if kept is not None:
+                kept.close()
         self.lock.release()

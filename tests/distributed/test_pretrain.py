@@ -53,7 +53,8 @@ def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
     for file in ("master", "exp_avg", "exp_avg_sq", "average"):
         one, other = (
-            load_file(tmp_path / run / "checkpoints" / "step-00000008" / f"{file}.safetensors") for run in ("torn", "whole")
+            load_file(tmp_path / run / "checkpoints" / "step-00000008" / f"{file}.safetensors")
+            for run in ("torn", "whole")
         )
         assert all(torch.equal(one[name], other[name]) for name in one), file
 
