@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 GPU_CONFIG = ROOT / "ds_configs" / "zero2_bf16.json"
 CPU_CONFIG = ROOT / "ds_configs" / "zero2_bf16_cpu.json"
+GRACE_S = 15.0
+"""Seconds by which a collective outlives `engine.timeout_s`, so that the heartbeats can say first who hangs."""
+_PARENT = os.getppid()
 
 
 def launched_rank() -> int:
@@ -125,7 +128,7 @@ class Engine:
 
         set_timeout = getattr(dist, "set_timeout", None) or c10d._set_pg_timeout  # private up to torch 2.13
         for group in list(c10d._world.pg_map):
-            set_timeout(timedelta(seconds=self.timeout_s), group)
+            set_timeout(timedelta(seconds=self.timeout_s + GRACE_S), group)
 
     def all_reduce(self, value: torch.Tensor, op: Any = None) -> torch.Tensor:
         """Reduce in place over all processes (sum by default)."""
@@ -166,6 +169,8 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
     except (OSError, AttributeError):
         return
+    if os.getppid() != _PARENT:  # it died before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _choose_device(config: Config) -> bool:

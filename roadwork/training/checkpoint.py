@@ -13,16 +13,18 @@ import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from roadwork.engine import Engine
 from roadwork.errors import UserError
+from roadwork.training.atomic import sync, write_atomic
 from roadwork.training.ema import Average
 from roadwork.training.masters import Masters
 
@@ -48,7 +50,7 @@ class Checkpointer:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, masters: Masters, average: Average | None, counters: dict[str, Any]) -> None:
-        """Gather now, write in the background. Collective. A failed earlier write is raised here, on rank 0."""
+        """Gather now, write in the background. Collective. A write that failed earlier is logged here, on rank 0."""
         tensors = gather_training_state(masters, average)
         self.wait()
         if not self.engine.is_main:
@@ -56,19 +58,22 @@ class Checkpointer:
         counters = {**counters, "step": step}
         self._pending = self._writer.submit(self._write, step, tensors, counters)
 
-    def wait(self) -> None:
-        """Block until the checkpoint in flight is COMPLETE; re-raise what its write raised."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            try:
-                pending.result()
-            except OSError as error:
-                log.error("checkpoint not written: %s; the ones before are intact", error)
+    def wait(self) -> bool:
+        """Block until the checkpoint in flight is COMPLETE; False where it could not be written (a full disk)."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return True
+        try:
+            pending.result()
+        except (OSError, SafetensorError) as error:  # safetensors wraps the system's error in its own
+            log.error("checkpoint not written: %s; the ones before are intact", error)
+            return False
+        return True
 
     def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".writing-{final.name}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        aside = self.folder / f".writing-old-{final.name}-{os.getpid()}"
         try:
             temporary.mkdir(parents=True)
             for name, part in tensors.items():
@@ -76,15 +81,17 @@ class Checkpointer:
             (temporary / "counters.json").write_text(json.dumps(counters, indent=1))
             marker = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
             for path in temporary.iterdir():
-                _fsync(path)
+                sync(path)
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(aside)
             temporary.rename(final)
             write_atomic(final / MARKER, json.dumps(marker, indent=1))
-            _fsync(self.folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            sync(self.folder)
+        finally:
+            if aside.exists() and not final.exists():
+                aside.rename(final)
+            for left in (temporary, aside):
+                shutil.rmtree(left, ignore_errors=True)
         self._retire()
 
     def _retire(self) -> None:
@@ -102,7 +109,9 @@ class Checkpointer:
                 if fault is None:
                     found = path
                     break
-                log.warning("checkpoint %s is damaged (%s): the one before is used", path.name, fault)
+                log.error("checkpoint %s is damaged (%s): the one before is used", path.name, fault)
+                with suppress(OSError):  # neither counted nor found again; the next launch removes it
+                    (path / MARKER).rename(path / "DAMAGED")
         return self.engine.broadcast_object(found)
 
     def clean(self) -> None:
@@ -117,11 +126,15 @@ class Checkpointer:
 def gather_training_state(masters: Masters, average: Average | None) -> dict[str, dict[str, Tensor]]:
     """Whole tensors on rank 0's CPU by file and parameter name; empty elsewhere. Collective."""
     states = masters.states()
-    keys = sorted({key for state in states for key in state if key != SCALAR_STATE})
-    keys = sorted({key for part in masters.engine.gather_object(keys) for key in [part]})
+    mine = sorted({key for state in states for key in state if key != SCALAR_STATE})
+    keys = sorted(set(masters.engine.gather_object(mine)))
     sources: dict[str, list[Tensor]] = {"master": masters.flats()}
     for key in keys:
-        sources[key] = [state[key] for state in states]
+        # A plain optimizer has no state yet for a parameter that never got a gradient.
+        sources[key] = [
+            state[key] if key in state else torch.zeros_like(flat)
+            for state, flat in zip(states, masters.flats(), strict=True)
+        ]
     if average is not None:
         sources["average"] = average.flats
     made: dict[str, dict[str, Tensor]] = {}
@@ -131,8 +144,9 @@ def gather_training_state(masters: Masters, average: Average | None) -> dict[str
             whole = masters.gather(name, flats)
             if masters.engine.is_main:
                 made[file][name] = whole.detach().to("cpu", copy=True).contiguous()
-    if states and SCALAR_STATE in states[0]:
-        made["scalars"] = {SCALAR_STATE: torch.as_tensor(states[0][SCALAR_STATE], dtype=torch.float32).cpu().reshape(1)}
+    counts = [float(state[SCALAR_STATE]) for state in states if SCALAR_STATE in state]
+    if counts:
+        made["scalars"] = {SCALAR_STATE: torch.tensor([max(counts)])}
     return made if masters.engine.is_main else {}
 
 
@@ -199,35 +213,18 @@ def damage(path: Path) -> str | None:
     """What is wrong with a complete checkpoint, or None."""
     try:
         marker = json.loads((path / MARKER).read_text())
-    except ValueError:
+        for name, digest in marker.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _sha256(path / name) != digest:
+                return f"{name} does not have its sha256"
+    except (ValueError, AttributeError):
         return f"{MARKER} is not readable"
-    for name, digest in marker.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if _sha256(path / name) != digest:
-            return f"{name} does not have its sha256"
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
     return None
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
 
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -52,8 +52,13 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the lock. Raises UserError that names the holder's host and pid."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}; stop what holds it or give another --run.dir"
+            ) from None
         deadline = time.monotonic() + self.wait_s
         while True:
             try:
@@ -99,20 +104,22 @@ class Heartbeat:
     """Writes what this rank does, and ends the process when it stays in one phase for too long.
 
     The file `RUN/ranks/rank-NNNN.json` names host, pid, step, phase and time, so that a person or a batch script can see
-    which rank hangs where, and whom to signal.
+    which rank hangs where, and whom to signal. All ranks beat in the same sequence: when a collective waits for too long,
+    the ranks with the fewest beats are the ones that hang, and the others say so.
 
     Args:
         folder: the run folder.
         rank: this process.
+        world_size: number of processes.
         timeout_s: silence that counts as hung; all threads' stacks are then written to `RUN/ranks/rank-NNNN.stacks`.
     """
 
-    def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
-        self.path = folder / "ranks" / f"rank-{rank:04d}.json"
+    def __init__(self, folder: Path, rank: int, world_size: int, timeout_s: float) -> None:
+        self.path = _rank_file(folder, rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.rank = rank
+        self.rank, self.world_size = rank, world_size
         self.timeout_s = timeout_s
-        self._state: dict[str, Any] = {"step": -1, "phase": "start"}
+        self._state: dict[str, Any] = {"beats": 0, "step": -1, "phase": "start"}
         self._beat = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
@@ -120,8 +127,8 @@ class Heartbeat:
         self._thread.start()
 
     def beat(self, step: int, phase: str) -> None:
-        """Say that this rank is alive."""
-        self._state = {"step": step, "phase": phase}
+        """Say that this rank is alive and what it begins."""
+        self._state = {"beats": self._state["beats"] + 1, "step": step, "phase": phase}
         self._beat = time.monotonic()
 
     def _watch(self) -> None:
@@ -147,20 +154,49 @@ class Heartbeat:
             return  # a full disk must not end the run from here
 
     def _give_up(self) -> None:
-        state = self._state
-        line = (
-            f"rank {self.rank} ({socket.gethostname()}, pid {os.getpid()}) hangs in {state['phase']} of step "
-            f"{state['step']} for {self.timeout_s:.0f} s: it stops, so that the job can be started again\n"
+        try:
+            time.sleep(2.0)  # until every rank's last beat is in its file
+            line = self._verdict()
+            sys.stderr.write(line)
+            sys.stderr.flush()
+            with open(self.path.with_suffix(".stacks"), "w") as file:
+                file.write(line)
+                faulthandler.dump_traceback(file, all_threads=True)
+        finally:
+            os._exit(75)
+
+    def _verdict(self) -> str:
+        """One line: who hangs, as far as the ranks' files tell."""
+        mine = self._state
+        known = [mine if rank == self.rank else self._read(rank) for rank in range(self.world_size)]
+        fewest = min(state["beats"] for state in known)
+        behind = [rank for rank, state in enumerate(known) if state["beats"] == fewest]
+        where = f"{mine['phase']} of step {mine['step']}"
+        if self.rank in behind:
+            return (
+                f"rank {self.rank} ({socket.gethostname()}, pid {os.getpid()}) hangs in {where} for "
+                f"{self.timeout_s:.0f} s: it stops, so that the job can be started again\n"
+            )
+        named = ", ".join(
+            f"rank {rank} ({known[rank].get('host', '?')}, pid {known[rank].get('pid', '?')}) in "
+            f"{known[rank]['phase']} of step {known[rank]['step']}"
+            for rank in behind
         )
-        sys.stderr.write(line)
-        sys.stderr.flush()
-        with open(self.path.with_suffix(".stacks"), "w") as file:
-            file.write(line)
-            faulthandler.dump_traceback(file, all_threads=True)
-        os._exit(75)
+        return f"rank {self.rank} waited {self.timeout_s:.0f} s in {where} for {named}, and stops\n"
+
+    def _read(self, rank: int) -> dict[str, Any]:
+        try:
+            state = json.loads(_rank_file(self.path.parent.parent, rank).read_text())
+            return {"beats": 0, "step": -1, "phase": "start", **state}
+        except (OSError, ValueError):
+            return {"beats": 0, "step": -1, "phase": "an unknown place"}
 
     def close(self) -> None:
         """Stop watching; the file stays as the last word."""
         self._stop.set()
         self._thread.join(timeout=5)
         self._write()
+
+
+def _rank_file(folder: Path, rank: int) -> Path:
+    return folder / "ranks" / f"rank-{rank:04d}.json"

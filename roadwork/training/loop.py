@@ -17,16 +17,16 @@ from torch import Tensor
 from roadwork import config as options
 from roadwork.config import Config
 from roadwork.data.augment import Augment
-from roadwork.data.loader import Batch
+from roadwork.data.loader import BUDGET_BASE, Batch
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
-from roadwork.monitoring.board import Board
 from roadwork.monitoring.progress import Progress
-from roadwork.monitoring.runlog import RunLog
+from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
 from roadwork.training.curvature import sampled_loss, update_curvature
 from roadwork.training.ema import Average
+from roadwork.training.journal import Journal
 from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
 from roadwork.training.masters import Masters
 from roadwork.training.parts import Data, Made, save_model
@@ -50,10 +50,12 @@ class Counters:
     best_step: int = -1
     stale_validations: int = 0
     """Validations since the best one."""
+    validated_step: int = -1
+    """Optimizer step of the last validation: one that a stop cut short is made up for after the relaunch."""
     average_updates: int = 0
     nonfinite_steps: int = 0
     skipped: list[list[str]] = field(default_factory=list)
-    """[id, reason] of photos that did not decode."""
+    """[id, reason] of photos that did not decode, on any rank, each once."""
     finished: bool = False
     """The run reached its end or stopped early: a relaunch has nothing to train."""
     global_batch: int = 0
@@ -80,16 +82,13 @@ class Trainer:
         self.fixed_rate: float | None = None
         if engine.is_main and not subfolder:
             options.save(config, self.folder / "config.yaml")
+            mend_folder(self.folder / "best")
         self.steps_total = data.steps
         self.micro_steps = options.accumulation(config, engine.world_size)
-        self.heart = Heartbeat(self.folder, engine.rank, config.engine.timeout_s)
+        self.heart = Heartbeat(self.folder, engine.rank, engine.world_size, config.engine.timeout_s)
         self._build(made)
         self.counters = Counters() if subfolder else self._resume()
-        events = self.folder / "tensorboard" / subfolder
-        self.board = Board.open(config, events, engine.is_main, self.counters.step or None)
-        logs = engine.is_main and not subfolder
-        self.run_log = RunLog(self.folder / "metrics.jsonl") if logs else None
-        self.validation_log = RunLog(self.folder / "validation.jsonl") if logs else None
+        self.journal = Journal(config, self.folder, engine.is_main, self.counters.step, subfolder)
 
     def _build(self, made: Made) -> None:
         config, engine = self.config, self.engine
@@ -121,6 +120,8 @@ class Trainer:
                     f"{path} was trained with {name} {getattr(counters, name)}, this launch has {getattr(fresh, name)}; "
                     "the order of samples depends on it: give the same, or another --run.dir"
                 )
+        ended_early = bool(config.training.patience) and counters.stale_validations >= config.training.patience
+        counters.finished = counters.finished and (ended_early or counters.step >= self.steps_total)
         log.info("resumed from %s", path)
         return counters
 
@@ -132,8 +133,7 @@ class Trainer:
         )
         loader = None if counters.finished else self.data.train_loader(self.engine, self.config, counters.step)
         try:
-            stopped = bool(loader) and self._steps(loader, iter(loader or ()), progress)
-            if not stopped and not counters.finished:
+            if loader is not None and not self._steps(iter(loader), progress):
                 self._finish()
         finally:
             if loader is not None:
@@ -142,32 +142,44 @@ class Trainer:
             self.close()
         return counters
 
-    def _steps(self, loader: Any, batches: Iterator[Batch], progress: Progress) -> bool:
+    def _steps(self, batches: Iterator[Batch], progress: Progress) -> bool:
         """The loop. True where a signal ended it; a checkpoint of the last step is then complete."""
         counters, training = self.counters, self.config.training
+        if self._due(counters.step) and not self._validate():
+            return self._leave()
         for step in range(counters.step, self.steps_total):
+            if self._stale():
+                log.info("no better MCC in %d validations: stopped early at step %d", training.patience, step)
+                return False
             record, stop = self.optimizer_step(step, batches)
             counters.step = step + 1
-            if self.run_log is not None:
-                self.run_log.append(record)
-                self.board.record(record)
+            self.journal.record(record)
             figures = {"loss": record["loss"], **({"mcc": counters.best_mcc} if counters.best_step >= 0 else {})}
             progress.update(step + 1, training.global_batch, figures)
             self._guard(record)
-            if stop:
-                self._save()
-                self.checkpoints.wait()
-                log.warning("signal %s: checkpoint of step %d is complete", self.stop.received or "on a peer", step + 1)
-                return True
-            if (step + 1) % self.data.validate_every == 0 and step + 1 < self.steps_total:
-                self._validate()
-                if training.patience and counters.stale_validations >= training.patience:
-                    log.info("no better MCC in %d validations: stopped early at step %d", training.patience, step + 1)
-                    return False
+            if stop or (self._due(step + 1) and not self._validate()):
+                return self._leave()
             every = self.config.checkpoint.every_steps
             if every and (step + 1) % every == 0:
                 self._save()
         return False
+
+    def _due(self, step: int) -> bool:
+        """Whether the weights of an optimizer step are to be validated and were not; those of the last one always are."""
+        regular = 0 < step < self.steps_total and step % self.data.validate_every == 0
+        return regular and self.counters.validated_step != step
+
+    def _stale(self) -> bool:
+        patience = self.config.training.patience
+        return bool(patience) and self.counters.stale_validations >= patience
+
+    def _leave(self) -> bool:
+        """A signal came: save, wait until the checkpoint is complete. Collective; always True."""
+        step = self.counters.step
+        self._save()
+        if self.checkpoints.wait():
+            log.warning("signal %s: checkpoint of step %d is complete", self.stop.received or "on a peer", step)
+        return True
 
     def optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], bool]:
         """All micro-batches of one optimizer step; returns its line for metrics.jsonl and whether to stop."""
@@ -177,18 +189,40 @@ class Trainer:
         torch.manual_seed(hash((self.config.seed, step, engine.rank)) & 0x7FFFFFFF)
         counts = self.counts.of(step)
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=engine.device)
-        waited, seen, skipped = 0.0, 0, 0
+        waited, seen = 0.0, 0
+        unreadable: list[tuple[str, str]] = []
         for micro in range(self.micro_steps):
             self.heart.beat(step, "waiting for data")
             batch = next(batches)
             waited += batch.wait_s
             seen += int((batch.weight > 0).sum())
-            skipped += len(batch.skipped)
-            self.counters.skipped += [list(item) for item in batch.skipped]
-            self.heart.beat(step, "forward and backward")
+            unreadable += batch.skipped
+            self.heart.beat(step, "forward")
             sums += self._micro_step(step, micro, batch, counts)
         self.heart.beat(step, "reducing the log")
-        return self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, skipped))
+        record, stop = self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, len(unreadable)))
+        if record["skipped_samples"]:
+            self._note_unreadable(unreadable)
+        return record, stop
+
+    def _note_unreadable(self, photos: list[tuple[str, str]]) -> None:
+        """Name photos that did not decode, once, and stop every rank where they are too many. Collective."""
+        known = {name for name, _ in self.counters.skipped}
+        fresh = {name: reason for name, reason in self.engine.gather_object(photos) if name not in known}
+        if not fresh:
+            return
+        self.counters.skipped += [[name, reason] for name, reason in sorted(fresh.items())]
+        self.journal.unreadable(self.counters.skipped)
+        for name, reason in sorted(fresh.items()) if self.engine.is_main else ():
+            log.error("photo %s is left out: %s", name, reason)
+        budget, total = self.config.data.bad_sample_budget, len(self.data.train) + len(self.data.val)
+        drawn = max((self.counters.step + 1) * self.config.training.global_batch, BUDGET_BASE)
+        if len(self.counters.skipped) > max(budget * min(drawn, total), 1.0 if budget else 0.0):
+            raise UserError(
+                f"{len(self.counters.skipped)} photos of {self.config.data.shards} cannot be read, more than "
+                f"data.bad_sample_budget {budget:g} allows ({'; '.join(f'{n}: {r}' for n, r in list(fresh.items())[:3])}); "
+                f"run `python -m shards.verify {self.config.data.shards}` and build again"
+            )
 
     def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
         engine = self.engine
@@ -202,6 +236,7 @@ class Trainer:
             outputs = self.wrapped(views, host.view_mask, batch.metadata, batch.boxes)
             loss, terms = self.loss(outputs, targets, self._ramp(step))
             # The engine averages over processes and micro-batches; the loss is already a share of the whole step's sum.
+            self.heart.beat(step, "backward")
             engine.accelerator.backward(loss * (engine.world_size * self.micro_steps))
             if last:
                 self._apply()
@@ -251,13 +286,15 @@ class Trainer:
         """One reduction per step carries the losses, the waits of every rank, the counts and the stop request."""
         engine = self.engine
         waited, spent, seen, skipped = mine
-        per_rank = torch.zeros(engine.world_size, 2, dtype=torch.float64, device=engine.device)
-        per_rank[engine.rank] = torch.tensor([waited, spent], dtype=torch.float64)
+        per_rank = torch.zeros(engine.world_size, 3, dtype=torch.float64, device=engine.device)
+        bad = (~torch.isfinite(sums[0])).double()
+        per_rank[engine.rank] = torch.stack([sums.new_tensor(waited), sums.new_tensor(spent), bad])
         small = torch.tensor([seen, skipped, bool(self.stop.received)], dtype=torch.float64, device=engine.device)
         reduced = engine.all_reduce(torch.cat([sums, small, per_rank.flatten()])).cpu()
         terms = dict(zip(TERMS, reduced[: len(TERMS)].tolist(), strict=True))
         total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 3].tolist()
-        waits, times = reduced[len(TERMS) + 3 :].view(-1, 2).T.tolist()
+        waits, times, faults = reduced[len(TERMS) + 3 :].view(-1, 3).T.tolist()
+        self._faulty = [rank for rank, fault in enumerate(faults) if fault]
         self.counters.samples_seen += int(total_seen)
         norm = self.masters.gradient_norm() if engine.sharded else self.plain_norm
         position = (step + 1) * self.config.training.global_batch
@@ -287,7 +324,9 @@ class Trainer:
         self.counters.nonfinite_steps += 1
         rows = self.counts.samples(record["step"] - 1)
         names = ", ".join(str(self.data.train.id[row]) for row in rows[:8])
-        log.warning("step %d skipped: a gradient is not finite; the batch holds %s", record["step"], names)
+        where = f"the loss of rank {', '.join(map(str, self._faulty))}" if self._faulty else "a gradient"
+        tell = log.error if self.engine.is_main else log.warning  # one line on the console
+        tell("step %d skipped on all ranks: %s is not finite; the batch holds %s", record["step"], where, names)
         if self.counters.nonfinite_steps >= self.config.training.max_nonfinite_steps:
             self.checkpoints.wait()
             raise UserError(
@@ -300,27 +339,39 @@ class Trainer:
         if not self.engine.is_main or not every or step % every:
             return
         valid = batch.view_mask[0].cpu()
-        first_masks = masks[0].cpu()[valid] if masks is not None else None
-        self.board.images("augmented/views", step + 1, views[0].float().cpu()[valid])
-        if first_masks is not None:
-            self.board.images("augmented/masks", step + 1, views[0].float().cpu()[valid], first_masks)
-        if outputs.seg_logits is not None:
-            kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
-            guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
-            self.board.images("predicted/masks", step + 1, views[0].float().cpu()[kept], guess.float())
-        self.board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
-        self.board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
+        first = views[0].float().cpu()
+        with self.journal.board() as board:
+            board.images("augmented/views", step + 1, first[valid])
+            if masks is not None:
+                board.images("augmented/masks", step + 1, first[valid], masks[0].cpu()[valid])
+            if outputs.seg_logits is not None:
+                kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
+                guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
+                board.images("predicted/masks", step + 1, first[kept], guess.float())
+            board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
+            board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
 
-    def _validate(self) -> Scores:
-        """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective."""
+    def _validate(self) -> bool:
+        """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective.
+
+        Returns:
+            False where a stop signal cut it short: nothing is then counted, and a relaunch validates again.
+        """
         counters, step = self.counters, self.counters.step
         self.heart.beat(step, "validation")
         whole = self.average.whole() if self.average is not None else None
+
+        def interrupted() -> bool:
+            self.heart.beat(step, "validation")
+            return bool(self.stop.received)
+
         with self.masters.showing(whole):
             loader = self.data.val_loader(self.engine, self.config)
-            scores = validate(self.engine, self.model, self.data.val, loader)
-        better = (scores.mcc, -scores.loss) > (counters.best_mcc, -counters.best_loss)
-        if better:
+            scores = validate(self.engine, self.model, self.data.val, loader, interrupted=interrupted)
+        if scores is None:
+            return False
+        counters.validated_step = step
+        if (scores.mcc, -scores.loss) > (counters.best_mcc, -counters.best_loss):
             counters.best_mcc, counters.best_loss, counters.best_step = scores.mcc, scores.loss, step
             counters.stale_validations = 0
             self._save_best(whole)
@@ -328,54 +379,61 @@ class Trainer:
             counters.stale_validations += 1
         if self.engine.is_main:
             self._show_validation(scores)
-        return scores
+        if scores.skipped:  # the same on every rank
+            self._note_unreadable(scores.skipped)
+        return True
 
     def _save_best(self, whole: dict[str, Tensor] | None) -> None:
         tensors = whole or {name: self.masters.gather(name, self.masters.flats()) for name in self.masters.parameters}
         if self.engine.is_main:
-            save_model(self.folder / "best", self.model, {**self.constants, **tensors})
+            try:
+                save_model(self.folder / "best", self.model, {**self.constants, **tensors})
+            except OSError as error:
+                log.error("best/ of step %d not written: %s; the one before is intact", self.counters.step, error)
 
     def _show_validation(self, scores: Scores) -> None:
         from roadwork.evaluation import plots
 
-        step = self.counters.step
-        figures = {"val/mcc": scores.mcc, "val/loss": scores.loss}
-        figures.update({"val/mcc_low": scores.interval[0], "val/mcc_high": scores.interval[1]})
-        self.board.scalars(step, figures)
-        self.board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
-        self.board.figures(
-            step,
-            {
-                "val/confusion": plots.confusion_figure(scores.label, scores.probability),
-                "val/reliability": plots.reliability_figure(scores.label, scores.probability),
-            },
-        )
-        if self.validation_log is not None:
-            low, high = scores.interval
-            self.validation_log.append({"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
+        step, (low, high) = self.counters.step, scores.interval
+        with self.journal.board() as board:
+            board.scalars(
+                step, {"val/mcc": scores.mcc, "val/loss": scores.loss, "val/mcc_low": low, "val/mcc_high": high}
+            )
+            board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
+            board.figures(
+                step,
+                {
+                    "val/confusion": plots.confusion_figure(scores.label, scores.probability),
+                    "val/reliability": plots.reliability_figure(scores.label, scores.probability),
+                },
+            )
+        self.journal.validation({"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
         log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, *scores.interval)
 
     def _finish(self) -> None:
-        scores = self._validate()
-        self.counters.finished = True
+        counters = self.counters
+        if counters.validated_step != counters.step and not self._validate():
+            self._leave()
+            return
+        counters.finished = True
         self._save()
         self.checkpoints.wait()
-        if self.average is not None:
-            self.board.scalars(self.counters.step, {"train/ema_distance": self.average.distance()})
-        self.board.hparams(self.config, {"val/mcc": max(scores.mcc, self.counters.best_mcc)})
+        distance = {"train/ema_distance": self.average.distance()} if self.average is not None else {}
+        with self.journal.board() as board:
+            board.scalars(counters.step, distance)
+            board.hparams(self.config, {"val/mcc": counters.best_mcc})
 
     def _save(self) -> None:
-        began = time.perf_counter()
-        self.heart.beat(self.counters.step, "checkpoint")
-        self.board.flush()
-        self.checkpoints.save(self.counters.step, self.masters, self.average, asdict(self.counters))
-        self.board.scalars(self.counters.step, {"perf/checkpoint_stall_s": time.perf_counter() - began})
+        began, step = time.perf_counter(), self.counters.step
+        self.heart.beat(step, "checkpoint")
+        with self.journal.board() as board:
+            board.flush()
+        self.checkpoints.save(step, self.masters, self.average, asdict(self.counters))
+        with self.journal.board() as board:
+            board.scalars(step, {"perf/checkpoint_stall_s": time.perf_counter() - began})
 
     def close(self) -> None:
         self.checkpoints.wait()
         self.heart.close()
-        self.board.close()
-        for kept in (self.run_log, self.validation_log):
-            if kept is not None:
-                kept.close()
+        self.journal.close()
         self.lock.release()

@@ -15,7 +15,7 @@ from torch import Tensor
 from roadwork.config import Config, LrFinderConfig, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.monitoring.console import quiet_libraries
-from roadwork.training.checkpoint import write_atomic
+from roadwork.training.atomic import write_atomic
 from roadwork.training.loop import Trainer
 from roadwork.training.masters import Masters
 from roadwork.training.parts import build_data, build_model
@@ -135,9 +135,10 @@ def _report(folder: Path, test: RangeTest, trainer: Trainer) -> None:
         axes.legend()
     axes.set(xlabel="learning rate", ylabel="loss, smoothed", title="learning-rate range test")
     figure.savefig(folder / "lr_finder.png", dpi=120, bbox_inches="tight")
-    for index, loss in enumerate(test.losses):
-        trainer.board.scalars(index, {"lr_finder/loss": loss, "lr_finder/lr": test.rates[index]})
-    trainer.board.figures(0, {"lr_finder/curve": figure})
+    with trainer.journal.board() as board:
+        for index, loss in enumerate(test.losses):
+            board.scalars(index, {"lr_finder/loss": loss, "lr_finder/lr": test.rates[index]})
+        board.figures(0, {"lr_finder/curve": figure})
     pyplot.close(figure)
     said = f"suggested learning rate: {suggestion:.2e}" if suggestion else "the loss never fell: no suggestion"
     sys.stdout.write(f"{said}\ncurve: {folder / 'lr_finder.png'}\n")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from roadwork.config import Config
@@ -19,6 +20,7 @@ from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.models.detector import RoadworkDetector
 from roadwork.models.groups import parameter_groups
+from roadwork.training.atomic import replace_folder
 from roadwork.training.counts import StepCounts
 from roadwork.training.optimizers import build_optimizer
 
@@ -53,7 +55,7 @@ class Data:
             prefetch=config.data.prefetch,
             start_step=start_step,
             end_position=self.end_position,
-            bad_sample_budget=config.data.bad_sample_budget,
+            bad_sample_budget=1.0,  # judged over all ranks by the trainer: one rank alone must not leave
         )
 
     def val_loader(self, engine: Engine, config: Config) -> EvalLoader:
@@ -64,6 +66,7 @@ class Data:
             rank=engine.rank,
             world_size=engine.world_size,
             workers=config.data.workers,
+            bad_sample_budget=1.0,
         )
 
     def counts(self, parts: int) -> StepCounts:
@@ -131,5 +134,16 @@ def build_model(config: Config, view_size: int) -> Made:
 
 
 def save_model(folder: Path, model: RoadworkDetector, state: dict[str, Tensor]) -> None:
-    """Write a `from_pretrained` folder from whole fp32 tensors. Rank 0."""
-    model.save_pretrained(folder, state=state)
+    """Write a `from_pretrained` folder from whole fp32 tensors; a reader sees the old one or the new one. Rank 0.
+
+    Raises:
+        OSError: a full or read-only disk; the old folder is untouched.
+    """
+
+    def fill(new: Path) -> None:
+        try:
+            model.save_pretrained(new, state=state)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    replace_folder(folder, fill)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -49,8 +51,11 @@ def pretrain(config: Config) -> Counters:
 def prepare_folder(config: Config) -> Path:
     """Make the run folder. Raises UserError where it cannot be written."""
     folder = Path(config.run.dir)
+    probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))  # a read-only or full disk shows only when something is written
+        probe.unlink()
     except OSError as error:
         raise UserError(f"run.dir {folder} cannot be written: {error.strerror}; give another --run.dir") from None
     return folder

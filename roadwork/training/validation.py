@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
@@ -40,26 +43,51 @@ class Scores:
 
 @torch.no_grad()
 def validate(
-    engine: Engine, model: torch.nn.Module, index: ShardIndex, loader: EvalLoader, resamples: int = 200
-) -> Scores:
+    engine: Engine,
+    model: torch.nn.Module,
+    index: ShardIndex,
+    loader: EvalLoader,
+    resamples: int = 200,
+    interrupted: Callable[[], bool] = bool,
+) -> Scores | None:
     """Score a labelled split. Collective; every rank returns the same Scores.
 
     Each rank takes every world_size-th photo, so that none is doubled and none is padded in.
+
+    Args:
+        interrupted: asked before each batch; None is returned as soon as it says yes on any rank.
     """
     training = model.training
     model.eval()
     rows: list[tuple[int, float]] = []
     skipped: list[tuple[str, str]] = []
-    for batch in loader:
-        skipped += batch.skipped
-        there, view_mask = batch.weight > 0, batch.view_mask
-        batch = batch.to(engine.device)
-        outputs = model(batch.views, view_mask, batch.metadata, batch.boxes, segmentation=False)
-        margin = (outputs.logits[:, 1] - outputs.logits[:, 0]).float().cpu()
-        rows += [(int(s), float(m)) for s, m, ok in zip(batch.sample.cpu(), margin, there, strict=True) if ok]
-    model.train(training)
+    batches = iter(loader)
+    try:
+        while True:
+            batch = next(batches, None)
+            state = torch.tensor([interrupted(), batch is not None], dtype=torch.int32, device=engine.device)
+            stop, more = engine.all_reduce(state, dist.ReduceOp.MAX).tolist()
+            if stop:
+                return None
+            if not more:
+                break
+            if batch is not None:
+                skipped += batch.skipped
+                rows += _margins(engine, model, batch)
+    finally:
+        loader.close()
+        model.train(training)
     rows = sorted(engine.gather_object(rows))
     return score(index, rows, engine.gather_object(skipped), resamples)
+
+
+def _margins(engine: Engine, model: torch.nn.Module, batch: Batch) -> list[tuple[int, float]]:
+    """(row of the index, logit margin) of each readable photo."""
+    there, view_mask = batch.weight > 0, batch.view_mask
+    batch = batch.to(engine.device)
+    outputs = model(batch.views, view_mask, batch.metadata, batch.boxes, segmentation=False)
+    margin = (outputs.logits[:, 1] - outputs.logits[:, 0]).float().cpu()
+    return [(int(s), float(m)) for s, m, ok in zip(batch.sample.cpu(), margin, there, strict=True) if ok]
 
 
 def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[str, str]], resamples: int) -> Scores:

@@ -1,0 +1,109 @@
+"""What a run writes beside its weights: metrics, events, unreadable photos. A full disk costs lines, never the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from roadwork.config import Config
+from roadwork.monitoring.board import Board
+from roadwork.monitoring.runlog import RunLog
+from roadwork.training.atomic import write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The log files and TensorBoard events of one run. Rank 0 writes; elsewhere every method does nothing.
+
+    Lines that a full disk refuses are kept in memory and written when there is room again; events are lost until then.
+
+    Args:
+        config: the run's options.
+        folder: the run folder.
+        is_main: whether this process writes.
+        step: optimizer steps done. Later events of a dead process disappear from the curves.
+        subfolder: for a trial beside the run: its events go to `tensorboard/SUBFOLDER`, lines go nowhere.
+    """
+
+    def __init__(self, config: Config, folder: Path, is_main: bool, step: int, subfolder: str = "") -> None:
+        self._config, self._folder, self._main = config, folder, is_main
+        self._keeps = is_main and not subfolder
+        self._events = folder / "tensorboard" / subfolder
+        # What is written at step S comes before S's checkpoint; only what follows will be written again.
+        continues = step > 0 or any(self._events.glob("events.*"))
+        self._board = Board.open(config, self._events, is_main, (step + 1 if step else 0) if continues else None)
+        self._board_lost = False
+        self._logs: dict[str, RunLog] = {}
+        self._waiting: dict[str, list[dict[str, Any]]] = {"metrics": [], "validation": []}
+        if self._keeps:
+            self._logs = {name: RunLog(folder / f"{name}.jsonl") for name in self._waiting}
+
+    def record(self, record: dict[str, Any]) -> None:
+        """One optimizer step."""
+        self._append("metrics", record)
+        with self.board() as board:
+            board.record(record)
+
+    def validation(self, record: dict[str, Any]) -> None:
+        """One validation."""
+        self._append("validation", record)
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        if name not in self._logs:
+            return
+        waiting = self._waiting[name]
+        waiting.append(record)
+        try:
+            while waiting:
+                self._logs[name].append(waiting[0])
+                waiting.pop(0)
+        except OSError as error:
+            if len(waiting) == 1:
+                log.error("%s; the lines are kept until there is room", error)
+
+    @contextmanager
+    def board(self) -> Iterator[Board]:
+        """The TensorBoard writer; what it cannot write is lost with one error line, and it is opened anew later."""
+        if self._board_lost:
+            self._reopen()
+        try:
+            yield self._board
+        except OSError as error:
+            log.error("TensorBoard events of %s are lost: %s", self._events, error)
+            self._drop_board()
+
+    def _drop_board(self) -> None:
+        lost, self._board, self._board_lost = self._board, Board(self._events, is_main=False), True
+        try:
+            lost.close()
+        except OSError:
+            return
+
+    def _reopen(self) -> None:
+        try:
+            self._board = Board.open(self._config, self._events, self._main)
+            self._board_lost = False
+        except OSError:
+            return
+
+    def unreadable(self, photos: list[list[str]]) -> None:
+        """Replace `skipped.jsonl` by these (id, reason)."""
+        if not self._keeps:
+            return
+        lines = [json.dumps({"id": name, "reason": reason}, ensure_ascii=False) + "\n" for name, reason in photos]
+        try:
+            write_atomic(self._folder / "skipped.jsonl", "".join(lines))
+        except OSError as error:
+            log.error("skipped.jsonl not written: %s", error)
+
+    def close(self) -> None:
+        """Close every file."""
+        with self.board() as board:
+            board.close()
+        for kept in self._logs.values():
+            kept.close()

@@ -1,0 +1,70 @@
+"""Runs several short trainings in one launch and keeps what they computed: argv[1] is a JSON file of trials.
+
+A trial holds `name`, `options`, `until` (optimizer step) and, where wanted, `save_at`. Rank 0 writes NAME.pt beside the
+JSON file: the state as it was after building or resuming (`start`), after one optimizer step (`first`), where it
+saved (`saved`) and at the end (`end`), the lines of metrics.jsonl, which views were kept, and DeepSpeed's own counters.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+
+from roadwork.config import parse
+from roadwork.engine import Engine
+from roadwork.training.checkpoint import gather_training_state
+from roadwork.training.loop import Trainer
+from roadwork.training.parts import build_data, build_model
+
+
+class Watched(Trainer):
+    """Draws the curvature's labels from a seed that a reference can repeat."""
+
+    def _curvature(self, views, batch):  # type: ignore[no-untyped-def]
+        torch.manual_seed(1000 + self.engine.rank)
+        super()._curvature(views, batch)
+
+
+def run(trial: dict, folder: Path) -> None:
+    """One training; the process group outlives it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = parse("pretrain", [*trial["options"], f"--run.dir={folder / trial['name']}"]).config
+    data = build_data(config)
+    made = build_model(config, data.view_size)
+    engine = Engine.start(config, "pretrain", trains=True)
+    trainer = Watched(config, engine, data, made)
+    kept: list[torch.Tensor] = []
+    trainer.model.register_forward_hook(lambda module, given, outputs: kept.append(outputs.kept.detach().clone()))
+    seen = {"start": gather_training_state(trainer.masters, trainer.average), "records": [], "counters": None}
+    seen["counters"] = asdict(trainer.counters)
+    loader = data.train_loader(engine, config, trainer.counters.step)
+    batches = iter(loader)
+    for step in range(trainer.counters.step, trial["until"]):
+        record, _ = trainer.optimizer_step(step, batches)
+        seen["records"].append(record)
+        trainer.counters.step = step + 1
+        if step == 0:
+            seen["first"] = gather_training_state(trainer.masters, trainer.average)
+        if trial.get("save_at") == step + 1:
+            trainer._save()
+            trainer.checkpoints.wait()
+            seen["saved"] = gather_training_state(trainer.masters, trainer.average)
+    seen["end"] = gather_training_state(trainer.masters, trainer.average)
+    ds = engine.accelerator.deepspeed_engine_wrapped.engine
+    seen["engine"] = {"global_steps": ds.global_steps, "micro_steps": ds.micro_steps, "skipped": ds.skipped_steps}
+    seen["rates"] = [group["lr"] / group.get("lr_scale", 1.0) for group in trainer.masters.groups()]
+    seen["kept"] = engine.gather_object([[k.tolist() for k in kept]])
+    loader.close()
+    trainer.close()
+    if engine.is_main:
+        torch.save(seen, folder / f"{trial['name']}.pt")
+    engine.barrier()
+
+
+if __name__ == "__main__":
+    listed = Path(sys.argv[1])
+    for wanted in json.loads(listed.read_text()):
+        run(wanted, listed.parent)

@@ -1,0 +1,186 @@
+"""The reference: one process, fp32 masters, no engine. Micro-batches of all ranks are summed first, then accumulated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roadwork.config import Config, accumulation, parse
+from roadwork.data.loader import Batch, TrainLoader
+from roadwork.losses import Targets, TotalLoss
+from roadwork.training.curvature import sampled_loss
+from roadwork.training.parts import build_data, build_model
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Plain:
+    """What the reference computed."""
+
+    first_gradient: Tensors = field(default_factory=dict)
+    masters: Tensors = field(default_factory=dict)
+    average: Tensors = field(default_factory=dict)
+    hessian: Tensors = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    kept: list[list[list[Any]]] = field(default_factory=list)
+    """Per rank, per micro-batch."""
+
+
+class Run:
+    """Weights in `dtype` to compute with, fp32 masters to step with."""
+
+    def __init__(self, options: list[str], world: int, dtype: torch.dtype) -> None:
+        self.config: Config = parse("pretrain", options).config
+        self.world, self.dtype = world, dtype
+        self.data = build_data(self.config)
+        self.model, self.optimizer, _, whole = build_model(self.config, self.data.view_size)
+        self.micro_steps = accumulation(self.config, world)
+        self.counts = self.data.counts(world * self.micro_steps)
+        self.masters = {name: t.clone() for name, t in whole.items()}
+        self.model.to(dtype)
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.groups = [
+            (group, [name for name, p in self.parameters.items() if any(p is q for q in group["params"])])
+            for group in self.optimizer.param_groups
+        ]
+        self.average = {name: t.clone() for name, t in self.masters.items()}
+        self.loss = TotalLoss(self.config.loss)
+        self.out = Plain(kept=[[] for _ in range(world)])
+        self._show()
+
+    def _show(self) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(self.masters[name].to(self.dtype))
+
+    def _loader(self, rank: int) -> TrainLoader:
+        return TrainLoader(
+            self.data.train, self.data.order, global_batch=self.config.training.global_batch,
+            micro_batch=self.config.training.micro_batch, rank=rank, world_size=self.world, workers=0,
+            end_position=self.data.end_position,
+        )  # fmt: skip
+
+    def _forward(self, batch: Batch) -> Any:
+        return self.model(batch.views.float() / 255, batch.view_mask, batch.metadata, batch.boxes)
+
+    def _gradient(self, loss: Tensor) -> Tensors:
+        found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(self.masters[name]) if g is None else g.float()
+            for name, g in zip(self.parameters, found, strict=True)
+        }
+
+    def _micro(self, rank: int, step: int, batch: Batch) -> tuple[Tensors, float]:
+        outputs = self._forward(batch)
+        self.out.kept[rank].append(outputs.kept.tolist())
+        masks = batch.masks.float() if batch.masks is not None else None
+        targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, self.counts.of(step))
+        ramp = min(1.0, (step + 1) / self.config.loss.consistency_ramp_steps)
+        loss, _ = self.loss(outputs, targets, ramp)
+        return self._gradient(loss), float(loss.detach())
+
+    def train(self, steps: int, factor: Any) -> Plain:
+        """`factor(step)` is the schedule's factor on the peak learning rate."""
+        stepper = _Sophia(self) if self.config.optimizer.name == "sophia" else _Adam(self)
+        iterators = [iter(self._loader(rank)) for rank in range(self.world)]
+        for step in range(steps):
+            total = {name: torch.zeros_like(t) for name, t in self.masters.items()}
+            loss, last = 0.0, []
+            for _ in range(self.micro_steps):
+                last = [next(it) for it in iterators]
+                parts = [self._micro(rank, step, batch) for rank, batch in enumerate(last)]
+                loss += sum(value for _, value in parts)
+                for name in total:
+                    ranks = parts[0][0][name]
+                    for gradient, _ in parts[1:]:
+                        ranks = ranks + gradient[name]
+                    total[name] += ranks
+            self._step(step, total, stepper, self.config.training.learning_rate * factor(step))
+            self.out.losses.append(loss)
+            if self.config.optimizer.name == "sophia" and step % self.config.optimizer.hessian_every == 0:
+                stepper.curvature(last)  # type: ignore[union-attr]
+        self.out.masters, self.out.average = self.masters, self.average
+        return self.out
+
+    def _step(self, step: int, total: Tensors, stepper: Any, rate: float) -> None:
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in total.values()))
+        if step == 0:
+            self.out.first_gradient = {name: g.clone() for name, g in total.items()}
+        limit = self.config.training.grad_clip
+        if limit and norm > limit:
+            total = {name: g * (limit / norm) for name, g in total.items()}
+        stepper.step(step + 1, total, rate)
+        decay = min(self.config.training.ema_decay, (1 + step) / (10 + step))
+        for name, average in self.average.items():
+            average.lerp_(self.masters[name], 1 - decay)
+        self._show()
+        self.out.norms.append(norm)
+        self.out.rates.append(rate)
+
+
+class _Adam:
+    """torch's AdamW over one fp32 tensor per parameter group, as flat as ZeRO holds it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        o = run.config.optimizer
+        self.flats = [torch.cat([run.masters[name].reshape(-1) for name in names]) for _, names in run.groups]
+        given = [
+            {"params": [flat], "weight_decay": group["weight_decay"], "lr": 0.0}
+            for flat, (group, _) in zip(self.flats, run.groups, strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(given, betas=o.betas, eps=o.eps, fused=True)
+
+    def step(self, count: int, gradient: Tensors, rate: float) -> None:
+        for group, flat, (given, names) in zip(self.optimizer.param_groups, self.flats, self.run.groups, strict=True):
+            group["lr"] = rate * given.get("lr_scale", 1.0)
+            flat.grad = torch.cat([gradient[name].reshape(-1) for name in names])
+        self.optimizer.step()
+        for flat, (_, names) in zip(self.flats, self.run.groups, strict=True):
+            parts = flat.split([self.run.masters[name].numel() for name in names])
+            for name, part in zip(names, parts, strict=True):
+                self.run.masters[name].copy_(part.view_as(self.run.masters[name]))
+
+
+class _Sophia:
+    """Sophia-G written out from the paper (arXiv 2305.14342, algorithm 3), with AdamW's step where there is no curvature."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        zeros = {name: torch.zeros_like(t) for name, t in run.masters.items()}
+        self.mean, self.adam, self.square, self.h = ({k: v.clone() for k, v in zeros.items()} for _ in range(4))
+        run.out.hessian = self.h
+
+    def step(self, count: int, gradient: Tensors, rate: float) -> None:
+        o = self.run.config.optimizer
+        for group, names in self.run.groups:
+            lr = rate * group.get("lr_scale", 1.0)
+            for name in names:
+                g, weight = gradient[name], self.run.masters[name]
+                self.mean[name].lerp_(g, 1 - o.sophia_betas[0])
+                self.adam[name].lerp_(g, 1 - o.betas[0])
+                self.square[name].mul_(o.betas[1]).addcmul_(g, g, value=1 - o.betas[1])
+                weight.mul_(1 - lr * group["weight_decay"])
+                h = o.sophia_rho * self.h[name]
+                newton = (self.mean[name] / h.clamp_min(o.eps)).clamp(-1, 1)
+                root = (self.square[name] / (1 - o.betas[1] ** count)).sqrt() + o.eps
+                plain = self.adam[name] / (1 - o.betas[0] ** count) / root
+                weight.sub_(torch.where(h > o.eps, newton, plain), alpha=lr)
+
+    def curvature(self, batches: list[Batch]) -> None:
+        run, parts = self.run, []
+        for rank, batch in enumerate(batches):
+            torch.manual_seed(1000 + rank)
+            parts.append(run._gradient(sampled_loss(run._forward(batch), run.config.loss, batch.weight)))
+        photos = sum(len(batch.weight) for batch in batches)
+        beta = run.config.optimizer.sophia_betas[1]
+        for name, h in self.h.items():
+            g = sum(part[name] for part in parts) / run.world
+            h.mul_(beta).addcmul_(g, g, value=(1 - beta) * photos)

@@ -1,0 +1,80 @@
+"""Trains like launch/pretrain.py and lets planned accidents happen: argv[1] is a JSON list of them, the rest are options.
+
+An accident has `step` (counted from 0), `rank`, `do`, and `micro` (default 0) or `"where": "validation"`. What it does:
+a signal's name (sent to itself), `sleep` (seconds), `nan` (this rank's loss), `fill` (the run folder's disk, up to
+`leave` bytes), `free` (gives that space back and notes which checkpoints were complete meanwhile).
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import roadwork.training.pretrain as stage
+from roadwork.cli import exit_on_user_error
+from roadwork.config import parse
+from roadwork.training.checkpoint import complete_checkpoints
+from roadwork.training.loop import Trainer
+
+plan = json.loads(sys.argv[1])
+
+
+class Poisoned(torch.nn.Module):
+    """The loss times NaN."""
+
+    def __init__(self, loss: torch.nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, *given):  # type: ignore[no-untyped-def]
+        loss, terms = self.loss(*given)
+        return loss * float("nan"), {**terms, "loss": terms["loss"] * float("nan")}
+
+
+class Accident(Trainer):
+    """A trainer to whom things happen."""
+
+    def _micro_step(self, step, micro, batch, counts):  # type: ignore[no-untyped-def]
+        healthy = self.loss
+        for event in plan:
+            if event.get("where") is None and (event["step"], event.get("micro", 0)) == (step, micro):
+                self._suffer(event)
+        try:
+            return super()._micro_step(step, micro, batch, counts)
+        finally:
+            self.loss = healthy
+
+    def _validate(self):  # type: ignore[no-untyped-def]
+        for event in plan:
+            if event.get("where") == "validation" and event["step"] == self.counters.step:
+                self._suffer(event)
+        return super()._validate()
+
+    def _suffer(self, event: dict) -> None:
+        if event["rank"] != self.engine.rank:
+            return
+        action, filler = event["do"], self.folder / "filler"
+        if action == "nan":
+            self.loss = Poisoned(self.loss)
+        elif action == "sleep":
+            (self.folder / "asleep").touch()
+            time.sleep(event["seconds"])
+        elif action == "fill":
+            self.checkpoints.wait()
+            filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - event["leave"]))
+        elif action == "free":
+            self.checkpoints.wait()
+            filler.unlink()
+            names = [path.name for path in complete_checkpoints(self.checkpoints.folder)]
+            Path(event["note"]).write_text(json.dumps(names))
+        else:
+            os.kill(os.getpid(), getattr(signal, action))
+
+
+stage.Trainer = Accident  # type: ignore[misc]
+raise SystemExit(exit_on_user_error(lambda: stage.pretrain(parse("pretrain", sys.argv[2:]).config) and None)())

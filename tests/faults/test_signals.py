@@ -1,0 +1,98 @@
+"""Signals, kills, damaged and half-written checkpoints: a relaunch ends where an uninterrupted run ends, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Launch
+from tests.faults.scenes import (
+    DRILL,
+    alive,
+    assert_same_end,
+    complete,
+    counters,
+    options,
+    plan,
+    ranks,
+    wait_for,
+)
+from tests.launching import Finished, start
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def ended_well(done: Finished) -> Finished:
+    assert done.status == 0, done.output[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    ended_well(start("launch/pretrain.py", *options(run, shards)).wait(300))
+    return run
+
+
+def test_stopped_twice_and_damaged_it_ends_as_if_nothing_had_happened(
+    launch: Launch, whole: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    common = options(run, shards)
+    # SIGTERM reaches one rank alone, between two micro-batches of step 5: both save step 5 and leave with 0.
+    term = {"step": 4, "micro": 1, "rank": 1, "do": "SIGTERM"}
+    ended_well(launch(DRILL, plan(term), *common))
+    assert complete(run)[-1] == "step-00000005" and not counters(run, 5)["finished"]
+
+    # Half-written things that a kill can leave: ignored, mended, removed.
+    for left in ("checkpoints/step-00000099", "checkpoints/.writing-step-00000007-1"):
+        (run / left).mkdir()
+        (run / left / "master.safetensors").write_bytes(b"torn")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "los')
+    # SIGUSR2 while validating after step 6: the validation is cut short and made up for later.
+    usr2 = {"step": 6, "where": "validation", "rank": 0, "do": "SIGUSR2"}
+    ended_well(launch(DRILL, plan(usr2), *common))
+    assert complete(run) == ["step-00000005", "step-00000006"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == complete(run)
+    assert counters(run, 6)["validated_step"] == 3
+
+    # The newest checkpoint is damaged: named, and the one before is used.
+    with open(run / "checkpoints" / "step-00000006" / "master.safetensors", "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"damage")
+    done = ended_well(launch("launch/pretrain.py", *common))
+    assert "step-00000006 is damaged (master.safetensors does not have its sha256)" in done.output
+    assert_same_end(run, whole)
+    assert len(complete(run)) == 2
+
+
+def test_a_killed_launcher_takes_its_ranks_along_and_a_hung_rank_is_named(
+    launch: Launch, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    common = options(run, shards)
+    job = start(DRILL, plan({"step": 3, "rank": 1, "do": "sleep", "seconds": 600}), *common)
+    try:
+        wait_for(run / "asleep")
+        pids = ranks(run)
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+        os.kill(job.process.pid, signal.SIGKILL)  # the launcher alone; its ranks are in sessions of their own
+        # Relaunched at once: the lock waits for the dying ranks. Then a rank hangs.
+        hang = {"step": 5, "micro": 1, "rank": 1, "do": "sleep", "seconds": 600}
+        done = launch(DRILL, plan(hang), *common, "--engine.timeout_s=20")
+        assert not any(alive(pid) for pid in pids), "an orphan goes on"
+    finally:
+        job.kill()
+    assert done.status != 0
+    assert "hangs in forward of step 5" in done.output and "rank 1 (" in done.output
+    assert "rank 0 (" not in done.output, "the waiting rank is accused, too"
+    assert (
+        "sleep" in (run / "ranks" / "rank-0001.stacks").read_text()
+        or "_suffer" in (run / "ranks" / "rank-0001.stacks").read_text()
+    )
+    assert complete(run)[-1] == "step-00000004"
