@@ -34,7 +34,7 @@ from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.validation import Scores, validate
 
 log = logging.getLogger(__name__)
-TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "balance")
+TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
 @dataclass
