@@ -12,8 +12,22 @@ address=$(scontrol show node -o "$head" | grep -o ' NodeAddr=[^ ]*' | cut -d= -f
 gpus=${SLURM_GPUS_ON_NODE:-0}
 per_node=${ROADWORK_PROCESSES:-$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))}
 export ROADWORK_HEAD=${address:-$head}
-# Jobs that share a node get different ports; below the kernel's own range of ports (32768 and up).
-export ROADWORK_PORT=$((20000 + SLURM_JOB_ID % 12000))
+# Jobs that share a node get different ports, below the kernel's own range (32768 and up). This shell runs on the head
+# node, so it can pass over a port that another program listens on.
+ROADWORK_PORT=$("$PYTHON" - $((20000 + SLURM_JOB_ID % 12000)) <<'END'
+import socket, sys
+for port in range(int(sys.argv[1]), int(sys.argv[1]) + 100):
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+        print(port)
+        break
+    except OSError:
+        continue
+END
+)
+export ROADWORK_PORT
 export ROADWORK_PROCESSES_ALL=$((nodes * per_node))
 export ROADWORK_ACCELERATE=accelerate_configs/multinode$([ "$gpus" -gt 0 ] || echo _cpu).yaml
 export ROADWORK_LOGS=$ROADWORK_RUN_DIR/logs/slurm-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
