@@ -42,9 +42,9 @@ roadwork_finished() {
   [ -n "$newest" ] && grep -Eq '"finished": *true' "$newest/counters.json"
 }
 
-# Slurm's warning reaches this shell alone. Every process of the job's steps gets it from here, on all nodes: the
-# launchers pass it on (PET_SIGNALS_TO_HANDLE), the ranks save at a common step boundary, loader processes that fall
-# are replaced. Work that outlasts the grace is left to the last checkpoint.
+# Slurm's warning reaches this shell alone. Every process of the job's steps gets it from here, on all nodes: the ranks
+# save at a common step boundary, loader processes that fall are replaced. Work that outlasts the grace is left to the
+# last checkpoint.
 roadwork_warned() {
   [ -n "$roadwork_stop" ] && return
   roadwork_stop=warning

@@ -39,6 +39,8 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2
 JobRequeue=1
+# The job's number gives its port: another such cluster may run on this machine.
+FirstJobId={first}
 KillWait=60
 ReturnToService=2
 PropagateResourceLimits=NONE
@@ -64,7 +66,9 @@ class Cluster:
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
-        text = CONFIGURATION.format(folder=folder, ports=[free_port() for _ in range(4)], user=getpass.getuser())
+        ports = [free_port() for _ in range(4)]
+        first = 1 + 20 * secrets.randbelow(500)
+        text = CONFIGURATION.format(folder=folder, ports=ports, first=first, user=getpass.getuser())
         (folder / "slurm.conf").write_text(text)
         files = [f"--{what}-file={folder}/munge.{what}" for what in ("key", "pid", "log", "seed")]
         self._daemon("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
