@@ -105,7 +105,8 @@ class Heartbeat:
 
     The file `RUN/ranks/rank-NNNN.json` names host, pid, step, phase and time, so that a person or a batch script can see
     which rank hangs where, and whom to signal. All ranks beat in the same sequence: when a collective waits for too long,
-    the ranks with the fewest beats are the ones that hang, and the others say so.
+    the ranks with the fewest beats are the ones that hang (of those, the ones that are in no collective), and the others
+    say so.
 
     Args:
         folder: the run folder.
@@ -143,6 +144,7 @@ class Heartbeat:
             "pid": os.getpid(),
             "rank": self.rank,
             **self._state,
+            "waits": _in_collective(),
             "silent_s": round(time.monotonic() - self._beat, 1),
             "time": time.time(),
         }
@@ -167,10 +169,11 @@ class Heartbeat:
 
     def _verdict(self) -> str:
         """One line: who hangs, as far as the ranks' files tell."""
-        mine = self._state
+        mine = {**self._state, "waits": _in_collective()}
         known = [mine if rank == self.rank else self._read(rank) for rank in range(self.world_size)]
         fewest = min(state["beats"] for state in known)
         behind = [rank for rank, state in enumerate(known) if state["beats"] == fewest]
+        behind = [rank for rank in behind if not known[rank].get("waits")] or behind
         where = f"{mine['phase']} of step {mine['step']}"
         if self.rank in behind:
             return (
@@ -196,6 +199,16 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(timeout=5)
         self._write()
+
+
+def _in_collective() -> bool:
+    """Whether this process's main thread is inside torch.distributed, that is: waits for others."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if f"torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _rank_file(folder: Path, rank: int) -> Path:

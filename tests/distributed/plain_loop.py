@@ -115,7 +115,7 @@ class Run:
             self.out.first_gradient = {name: g.clone() for name, g in total.items()}
         limit = self.config.training.grad_clip
         if limit and norm > limit:
-            total = {name: g * (limit / norm) for name, g in total.items()}
+            total = {name: g * (limit / (norm + 1e-6)) for name, g in total.items()}
         stepper.step(step + 1, total, rate)
         decay = min(self.config.training.ema_decay, (1 + step) / (10 + step))
         for name, average in self.average.items():
