@@ -94,6 +94,8 @@ class Trainer:
         config, engine = self.config, self.engine
         self.model, optimizer, self.constants, whole = made
         self.model.to(engine.device)
+        if config.model.compile:
+            self.model.compile_blocks()
         self.wrapped, self.optimizer = engine.prepare(self.model, optimizer)
         self.masters = Masters(engine, self.wrapped, self.optimizer)
         self.masters.load(whole)
