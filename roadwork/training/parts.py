@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def build_data(config: Config) -> Data:
     Raises:
         UserError: shards missing or altered, an empty split.
     """
-    cache = {"cache_dir": config.data.cache_dir or None, "cache_gib": config.data.cache_gib}
+    cache: dict[str, Any] = {"cache_dir": config.data.cache_dir, "cache_gib": config.data.cache_gib}
     train, val = (ShardIndex.open(config.data.shards, split, **cache) for split in ("train", "val"))
     for name, index in (("train", train), ("val", val)):
         if not len(index):
