@@ -40,7 +40,7 @@ class Counts:
 
     @staticmethod
     def local(label: Tensor, weather: Tensor, kept_views: Tensor, masks_valid: Tensor, weight: Tensor) -> Tensor:
-        """float64 [5] (label, weather, views, segmentation, view labels) of one micro-batch: add them up, all-reduce once per step.
+        """float64 [5] (label, weather, views, segmentation, view labels) of one micro-batch; all-reduce their sum per step.
 
         Args:
             label, weather: [B] int64, -100 unknown.
@@ -64,7 +64,7 @@ class Counts:
     def of(cls, vector: Tensor, parts: float = 1.0) -> Counts:
         """From the reduced vector of `local`; one read on the host if it lives on the CPU, none otherwise."""
         values: Any = vector.tolist() if vector.device.type == "cpu" else vector.unbind()
-        return cls(*values, parts)
+        return cls(*values, parts=parts)
 
 
 @dataclass
