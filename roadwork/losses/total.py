@@ -64,7 +64,7 @@ class Counts:
     def of(cls, vector: Tensor, parts: float = 1.0) -> Counts:
         """From the reduced vector of `local`; one read on the host if it lives on the CPU, none otherwise."""
         values: Any = vector.tolist() if vector.device.type == "cpu" else vector.unbind()
-        return cls(*values, parts=parts)
+        return cls(values[0], values[1], values[2], values[3], values[4], parts)
 
 
 @dataclass
