@@ -369,7 +369,14 @@ class Trainer:
 
         with self.masters.showing(whole):
             loader = self.data.val_loader(self.engine, self.config)
-            scores = validate(self.engine, self.model, self.data.val, loader, interrupted=interrupted)
+            scores = validate(
+                self.engine,
+                self.model,
+                self.data.val,
+                loader,
+                interrupted=interrupted,
+                image_only=self.config.predict.image_only,
+            )
         if scores is None:
             return False
         counters.validated_step = step

@@ -49,6 +49,7 @@ def validate(
     loader: EvalLoader,
     resamples: int = 200,
     interrupted: Callable[[], bool] = bool,
+    image_only: bool = False,
 ) -> Scores | None:
     """Score a labelled split. Collective; every rank returns the same Scores.
 
@@ -56,6 +57,7 @@ def validate(
 
     Args:
         interrupted: asked before each batch; None is returned as soon as it says yes on any rank.
+        image_only: without metadata, as the service asks.
     """
     training = model.training
     model.eval()
@@ -73,7 +75,7 @@ def validate(
                 break
             if batch is not None:
                 skipped += batch.skipped
-                rows += _margins(engine, model, batch)
+                rows += _margins(engine, model, batch, image_only)
     finally:
         loader.close()
         model.train(training)
@@ -81,11 +83,12 @@ def validate(
     return score(index, rows, engine.gather_object(skipped), resamples)
 
 
-def _margins(engine: Engine, model: torch.nn.Module, batch: Batch) -> list[tuple[int, float]]:
+def _margins(engine: Engine, model: torch.nn.Module, batch: Batch, image_only: bool) -> list[tuple[int, float]]:
     """(row of the index, logit margin) of each readable photo."""
     there, view_mask = batch.weight > 0, batch.view_mask
     batch = batch.to(engine.device)
-    outputs = model(batch.views, view_mask, batch.metadata, batch.boxes, segmentation=False)
+    metadata = None if image_only else batch.metadata
+    outputs = model(batch.views, view_mask, metadata, batch.boxes, segmentation=False)
     margin = (outputs.logits[:, 1] - outputs.logits[:, 0]).float().cpu()
     return [(int(s), float(m)) for s, m, ok in zip(batch.sample.cpu(), margin, there, strict=True) if ok]
 
