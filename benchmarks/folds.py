@@ -10,10 +10,12 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from roadwork.config import Config
+from roadwork.data.index import ShardIndex
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import call_with, merged_overrides
 from roadwork.training import folds
@@ -43,9 +45,9 @@ def main() -> None:
 
 def measure(config: Config, device: torch.device) -> dict[str, float | int | str]:
     """Seconds with the cache (its filling included) and without; bytes; largest differences."""
-    prepared = folds.prepare(config)
-    index, data, encoding = prepared.index, prepared.data, Encoding(config, device)
-    model = RoadworkDetector.from_pretrained(prepared.best, device).float().requires_grad_(False)
+    index, encoding = ShardIndex.open(config.data.shards, "train"), Encoding(config, device)
+    data = folds.fold_data(index, config)
+    model = RoadworkDetector.from_pretrained(Path(config.run.dir) / "best", device).float().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
         cache = PrefixCache(Path(scratch) / "prefix", data.rows, config.folds.copies, device)
@@ -82,7 +84,7 @@ def _merge_error(model: RoadworkDetector, result: FoldResult, source: PrefixSour
     """Largest difference in logits between the adapted and the merged network over the fold's held-out photos."""
     result.model.save_pretrained(str(folder))
     overrides = merged_overrides(model, folder)
-    adapted = result.model.eval().get_base_model()
+    adapted: Any = result.model.eval().get_base_model()
     worst = 0.0
     for prefix in source.batches(model, result.held, result.held * 0, 32):
         a = adapted.decide(prefix.encoded, prefix.metadata, segmentation=False).logits

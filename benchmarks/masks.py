@@ -86,7 +86,7 @@ def _enlarge(backend: Sam3Backend, size: str) -> None:
     """Put a network of another size under the backend; `full` is transformers' default, the published one."""
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
 
-    config = Sam3Config()
+    config: Any = Sam3Config()
     if size == "small":
         vision = config.vision_config
         vision.image_size = 336
@@ -103,7 +103,7 @@ def _enlarge(backend: Sam3Backend, size: str) -> None:
     config.text_config.vocab_size = len(tiny.byte_vocabulary())
     torch.manual_seed(0)
     with torch.device(backend.device):
-        model = Sam3Model(config)
+        model: Any = Sam3Model(config)
     backend.model = model.to(backend.device, backend.dtype).eval()
     side = config.vision_config.image_size
     images = Sam3ImageProcessor(size={"height": side, "width": side})

@@ -189,6 +189,8 @@ class LossConfig:
     """Optimizer steps over which the consistency term grows to its weight."""
     view_supervision: float = 0.5
     """Share of the consistency term's weight that supervises the shared view head with the photo's label (attention-pooled)."""
+    view_labels: float = 0.5
+    """Coefficient of the view head's cross entropy against what the masks show: a view with any object is positive."""
     balance: float = 0.01
     """Coefficient of the experts' load-balance term."""
 

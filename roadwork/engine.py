@@ -211,6 +211,7 @@ def _deepspeed_plugin(config: Config, on_cpu: bool, steps: int) -> Any:
     launcher_engine = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     launcher_plain = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no" and not launcher_engine
     if config.engine.ds_config == "none" or (launcher_plain and not config.engine.ds_config):
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # else Accelerate builds the launcher's engine all the same
         return None
     from accelerate import DeepSpeedPlugin
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -77,8 +78,10 @@ def _command(config: Config, stage: str, options: Path) -> list[str]:
             return []
         build = ["--source", config.pipeline.source, "--out", config.data.shards, "--seed", str(config.seed)]
         return [sys.executable, "-m", "shards.build", *build, *config.pipeline.build]
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_launch_options(config)]
-    return [*launcher, str(ROOT / "launch" / f"{stage}.py"), "--config", str(options)]
+    script = [str(ROOT / "launch" / f"{stage}.py"), "--config", str(options)]
+    if given := os.environ.get("ROADWORK_LAUNCHER"):  # a batch system's, which knows nodes and processes itself
+        return [*shlex.split(given), *script]
+    return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_launch_options(config), *script]
 
 
 def _launch_options(config: Config) -> list[str]:

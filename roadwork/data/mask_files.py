@@ -148,7 +148,7 @@ def shrink_bits(bits: np.ndarray, height: int, width: int, share: float = 0.5) -
     made = np.zeros((height, width), np.uint8)
     smaller = height <= bits.shape[0] and width <= bits.shape[1]
     for k in range(NUM_CLASSES):
-        plane = (bits >> k & 1).astype(np.float32)
+        plane: Any = (bits >> k & 1).astype(np.float32)
         if plane.any():
             plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
             made |= (plane >= share).astype(np.uint8) << np.uint8(k)

@@ -72,7 +72,7 @@ def _night(image: Floats, frame: Frame, rng: np.random.Generator, dark: bool) ->
 
 def _rain(image: Floats, frame: Frame, rng: np.random.Generator) -> Floats:
     """Grey light, a wet road that mirrors what stands on it, streaks."""
-    image = _gain(image, (0.58, 0.58, 0.58), mix=0.08)
+    image = _gain(image, (0.68, 0.68, 0.68), mix=0.05)
     top = int(frame.camera.horizon) + 6
     depth = min(HEIGHT - top, top)
     mirror = cv2.resize(image[top - depth : top][::-1], (WIDTH // 8, max(2, depth // 8)), interpolation=cv2.INTER_AREA)
@@ -106,7 +106,7 @@ def _glare(image: Floats, frame: Frame, rng: np.random.Generator) -> Floats:
 
 def expose(frame: Frame, conditions: Conditions, rng: np.random.Generator) -> Image:
     """The finished photo, uint8 [720, 1280, 3]: light, weather, lens and sensor applied to the painted street."""
-    image = frame.rgb.astype(np.float32)
+    image: Floats = frame.rgb.astype(np.float32)
     if conditions.weather in ("Sunny", "Partly Cloudy") and conditions.daytime == "Light":
         image = _gain(image, (1.06, 1.03, 0.97))
     elif conditions.weather == "Cloudy":

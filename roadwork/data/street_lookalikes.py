@@ -6,7 +6,7 @@ from roadwork.data.street_objects import DARK_BLUE, LIME, ORANGE, RED, SKIN, YEL
 from roadwork.data.street_pen import BLACK, STEEL, WHITE, Colour, Pen, pick, vary
 
 GREEN: Colour = (62, 104, 48)
-WARM: tuple[Colour, ...] = (ORANGE, ORANGE, RED, YELLOW, GREEN, DARK_BLUE)
+WARM: tuple[Colour, ...] = (ORANGE, ORANGE, ORANGE, RED, YELLOW, DARK_BLUE)
 CLOTH: tuple[Colour, ...] = (RED, GREEN, DARK_BLUE, YELLOW, ORANGE)
 WOOD: Colour = (150, 100, 56)
 GLASS: Colour = (66, 84, 100)

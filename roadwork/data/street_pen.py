@@ -72,7 +72,7 @@ class Pen:
         # the polygon's own bounding box, walked over in slanted bands and clipped by the polygon
         clip = np.zeros(self.alpha.shape, np.uint8)
         cv2.fillPoly(clip, [self._pixels(points)], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
-        rows, columns = np.ogrid[: clip.shape[0], : clip.shape[1]]
+        rows, columns = np.arange(len(clip))[:, None], np.arange(len(clip[0]))[None]
         phase = (columns - left + slope * (rows - top)) / (pitch * self.scale)
         self.rgb[(clip > 0) & (phase % 1.0 >= 0.5)] = second
 

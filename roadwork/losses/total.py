@@ -13,7 +13,7 @@ from roadwork.errors import UserError
 from roadwork.losses.auxiliary import WeatherLoss
 from roadwork.losses.consistency import Pooling, ViewConsistencyLoss, ViewSupervision
 from roadwork.losses.focal import IGNORE, FocalLoss
-from roadwork.losses.masked import Number, upcast
+from roadwork.losses.masked import Number, hide, masked_mean, upcast
 from roadwork.losses.segmentation import SegmentationLoss
 
 
@@ -33,12 +33,14 @@ class Counts:
     """Photos with at least two kept views."""
     segmentation: Number
     """Valid (photo, kept view, class) triples."""
+    view_labels: Number = 0.0
+    """Kept views of photos whose masks are valid for every class."""
     parts: Number = 1.0
     """Processes times micro-batches whose losses are summed: the balance term, one per part, is divided by it."""
 
     @staticmethod
     def local(label: Tensor, weather: Tensor, kept_views: Tensor, masks_valid: Tensor, weight: Tensor) -> Tensor:
-        """float64 [4] (label, weather, views, segmentation) of one micro-batch: add them up, all-reduce once per step.
+        """float64 [5] (label, weather, views, segmentation, view labels) of one micro-batch; all-reduce their sum per step.
 
         Args:
             label, weather: [B] int64, -100 unknown.
@@ -54,6 +56,7 @@ class Counts:
                 ((weather != IGNORE) & here).sum(),
                 (kept >= 2).sum(),
                 (kept[:, None] * masks_valid).sum(),
+                (kept * masks_valid.all(1)).sum(),
             ]
         ).to(torch.float64)
 
@@ -61,7 +64,7 @@ class Counts:
     def of(cls, vector: Tensor, parts: float = 1.0) -> Counts:
         """From the reduced vector of `local`; one read on the host if it lives on the CPU, none otherwise."""
         values: Any = vector.tolist() if vector.device.type == "cpu" else vector.unbind()
-        return cls(values[0], values[1], values[2], values[3], parts)
+        return cls(values[0], values[1], values[2], values[3], values[4], parts)
 
 
 @dataclass
@@ -93,7 +96,7 @@ class TotalLoss(nn.Module):
 
     def __init__(self, config: LossConfig, pooling: Pooling = "attention") -> None:
         super().__init__()
-        for name in ("focal", "consistency", "weather", "segmentation", "balance"):
+        for name in ("focal", "consistency", "weather", "segmentation", "view_labels", "balance"):
             if getattr(config, name) < 0:
                 raise UserError(f"loss.{name} is {getattr(config, name)}; give a weight >= 0")
         if not 0 <= config.view_supervision <= 1:
@@ -150,6 +153,8 @@ class TotalLoss(nn.Module):
         }
         weights = self.weights(counts)
         weights["consistency"] = weights["consistency"] * ramp
+        terms["view_labels"] = self._view_labels(outputs, masks, valid, counts.view_labels)
+        weights["view_labels"] = self.config.view_labels
         terms["balance"] = self._balance(outputs, counts)
         weights["balance"] = self.config.balance
         loss = torch.stack([terms[name] * weight for name, weight in weights.items()]).sum()
@@ -162,6 +167,7 @@ class TotalLoss(nn.Module):
             weather=((targets.weather != IGNORE) & here).sum(),
             views=((outputs.view_mask.sum(1) >= 2) & here).sum(),
             segmentation=valid.sum(),
+            view_labels=valid.all(-1).sum(),
         )
 
     def _segmentation(self, outputs: Any, masks: Tensor | None, valid: Tensor, count: Number) -> Tensor:
@@ -170,6 +176,20 @@ class TotalLoss(nn.Module):
         if masks is None:
             return _zero(outputs.seg_logits)
         return self.segmentation(outputs.seg_logits, masks, valid, count)
+
+    def _view_labels(self, outputs: Any, masks: Tensor | None, valid: Tensor, count: Number) -> Tensor:
+        """Cross entropy of the view head where the masks say which views show roadwork (all classes valid).
+
+        A photo's label does not say which of its views shows the object; multiple-instance pooling alone learns that
+        slowly, masks know it.
+        """
+        if masks is None:
+            return _zero(outputs.view_logits)
+        there = masks > 0.5 if masks.is_floating_point() else masks != 0
+        shows, known = there.flatten(2).any(-1).long(), valid.all(-1)
+        logits = hide(upcast(outputs.view_logits), known)
+        each = nn.functional.cross_entropy(logits.flatten(0, 1), shows.flatten(), reduction="none")
+        return masked_mean(each, known.flatten(), count)
 
     def _balance(self, outputs: Any, counts: Counts) -> Tensor:
         if outputs.balance is None:

@@ -44,6 +44,7 @@ class StepCounts:
         self._label = np.asarray(index.label) >= 0
         self._weather = np.asarray(index.weather) >= 0
         self._classes = np.asarray(index.masks_valid).sum(1)
+        self._all_classes: NDArray[np.bool_] = self._classes == np.asarray(index.masks_valid).shape[1]
 
     def samples(self, step: int) -> NDArray[np.int64]:
         """Rows of the index that optimizer step `step` draws (those past the end left out)."""
@@ -60,5 +61,6 @@ class StepCounts:
             weather=float(self._weather[rows].sum()),
             views=float((kept >= 2).sum()),
             segmentation=float((kept * self._classes[rows]).sum()),
+            view_labels=float((kept * self._all_classes[rows]).sum()),
             parts=float(self.parts),
         )

@@ -111,7 +111,7 @@ class LivePrefix:
 
 @contextmanager
 def _frozen(model: RoadworkDetector) -> Iterator[None]:
-    """Evaluation mode inside the block: the encoder is frozen but for its adapters, so no dropout, no batch statistics."""
+    """Evaluation mode inside the block: the encoder is frozen but for its adapters: no dropout, no batch statistics."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:

@@ -13,10 +13,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roadwork.errors import UserError
+
+if TYPE_CHECKING:  # the queue itself needs no torch
+    from roadwork.engine import Engine
 
 COMPLETE = "COMPLETE"
 
@@ -34,8 +38,30 @@ def is_done(folder: Path, fold: int) -> bool:
 @contextmanager
 def claim(folder: Path, fold: int) -> Iterator[bool]:
     """Try to hold a fold; yields whether this process holds it. Freed at the end, and by the kernel on any death."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / f"fold-{fold}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with _hold(folder / f"fold-{fold}.lock") as mine:
+        yield mine
+
+
+@contextmanager
+def one_job_at_a_time(engine: Engine, folder: Path, poll_s: float = 0.5) -> Iterator[None]:
+    """Jobs that share a run folder (the tasks of an array) fill `folder` one after the other. Collective.
+
+    Rank 0 holds the lock for its job. Waiting is a broadcast per try, so that no collective outlives its time-out.
+    """
+    with ExitStack() as stack:
+        while True:
+            mine = stack.enter_context(_hold(folder.with_name(f"{folder.name}.lock"))) if engine.is_main else None
+            if engine.broadcast_object(mine):
+                break
+            stack.close()
+            time.sleep(poll_s)
+        yield
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[bool]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,7 +71,7 @@ def claim(folder: Path, fold: int) -> Iterator[bool]:
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise UserError(
-                    f"the file system of {folder} has no file locks (flock); put run.dir on one that has, "
+                    f"the file system of {path.parent} has no file locks (flock); put run.dir on one that has, "
                     "or mount this one with them"
                 ) from None
             raise

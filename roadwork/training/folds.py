@@ -27,7 +27,7 @@ from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import file_digest, reaches_encoder, state_digest
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, PrefixSource, open_cache
-from roadwork.training.fold_queue import COMPLETE, fold_path, take_folds
+from roadwork.training.fold_queue import COMPLETE, fold_path, one_job_at_a_time, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 
 logger = logging.getLogger(__name__)
@@ -153,12 +153,13 @@ def prefix_source(model: RoadworkDetector, prepared: Prepared, config: Config, e
     folder = prepared.folder / "prefix"
     needed = {key: prepared.identity[key] for key in ("base", "photos", "seed", "augment")}
     needed |= {"copies": config.folds.copies, "augment_scale": config.folds.augment_scale}
-    if engine.is_main:
-        open_cache(folder, needed)
-    engine.barrier()
     cache = PrefixCache(folder, data.rows, config.folds.copies, engine.device)
-    cache.fill(model, index, encoding, config, engine.rank, engine.world_size)
-    engine.barrier()
+    with one_job_at_a_time(engine, folder):
+        if engine.is_main:
+            open_cache(folder, needed)
+        engine.barrier()
+        cache.fill(model, index, encoding, config, engine.rank, engine.world_size)
+        engine.barrier()
     logger.info("folds: encoder outputs of %d photos in %d bytes", len(data.rows), cache.bytes)
     return cache
 

@@ -34,7 +34,7 @@ from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.validation import Scores, validate
 
 log = logging.getLogger(__name__)
-TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "balance")
+TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
 @dataclass
@@ -94,6 +94,8 @@ class Trainer:
         config, engine = self.config, self.engine
         self.model, optimizer, self.constants, whole = made
         self.model.to(engine.device)
+        if config.model.compile:
+            self.model.compile_blocks()
         self.wrapped, self.optimizer = engine.prepare(self.model, optimizer)
         self.masters = Masters(engine, self.wrapped, self.optimizer)
         self.masters.load(whole)

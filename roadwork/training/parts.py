@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,8 @@ def build_data(config: Config) -> Data:
     Raises:
         UserError: shards missing or altered, an empty split.
     """
-    train, val = ShardIndex.open(config.data.shards, "train"), ShardIndex.open(config.data.shards, "val")
+    cache: dict[str, Any] = {"cache_dir": config.data.cache_dir, "cache_gib": config.data.cache_gib}
+    train, val = (ShardIndex.open(config.data.shards, split, **cache) for split in ("train", "val"))
     for name, index in (("train", train), ("val", val)):
         if not len(index):
             raise UserError(f"{config.data.shards} has no photo in split {name}; build shards with more photos")

@@ -24,10 +24,10 @@ class Scores:
 
     Attributes:
         sample: [n] rows of the index.
-        probability: [n] P(roadwork).
+        probability: [n] P(roadwork) about the threshold that gives the split's own share of positives.
         label: [n] 0 or 1.
         loss: mean cross entropy.
-        mcc: at threshold 0.5.
+        mcc: of `probability` at threshold 0.5 (see `prevalence_threshold`).
         interval: 95 % by bootstrap over groups.
         skipped: unreadable photos.
     """
@@ -90,6 +90,19 @@ def _margins(engine: Engine, model: torch.nn.Module, batch: Batch) -> list[tuple
     return [(int(s), float(m)) for s, m, ok in zip(batch.sample.cpu(), margin, there, strict=True) if ok]
 
 
+def prevalence_threshold(margin: NDArray[np.float64], label: NDArray[np.int64]) -> float:
+    """The margin above which as many photos lie as are positive; 0 where the labels are of one class.
+
+    Focal loss, smoothing and the training draws' prior leave the margins anywhere but around 0 until prediction calibrates
+    them, so models are compared at the threshold that gives the split's own share of positives.
+    """
+    positives = int(label.sum())
+    if not 0 < positives < len(label):
+        return 0.0
+    ordered = np.sort(margin)[::-1]
+    return float((ordered[positives - 1] + ordered[positives]) / 2)
+
+
 def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[str, str]], resamples: int) -> Scores:
     """Metrics from (row of the index, logit margin) pairs; unlabelled photos are left out."""
     sample = np.array([row for row, _ in rows], dtype=np.int64)
@@ -97,7 +110,7 @@ def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[
     labelled = np.asarray(index.label)[sample] >= 0 if len(sample) else np.zeros(0, bool)
     sample, margin = sample[labelled], margin[labelled]
     label = np.asarray(index.label)[sample].astype(np.int64)
-    probability = 1 / (1 + np.exp(-np.clip(margin, -60, 60)))
+    probability = 1 / (1 + np.exp(-np.clip(margin - prevalence_threshold(margin, label), -60, 60)))
     if not len(label):
         return Scores(sample, probability, label, float("nan"), 0.0, (0.0, 0.0), skipped)
     loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(margin), torch.from_numpy(label).double()))

@@ -69,6 +69,7 @@ def test_the_weights_are_the_configured_ones():
         + 0.25 * (0.5 * terms["consistency"] + 0.5 * terms["view"])
         + 0.15 * terms["weather"]
         + 0.20 * terms["segmentation"]
+        + 0.5 * terms["view_labels"]
         + 0.01 * terms["balance"]
     )
     torch.testing.assert_close(total, by_hand)
@@ -198,7 +199,7 @@ def test_no_host_sync_forward_or_backward(tensor_counts):
     out, t = outputs(torch.bfloat16), targets()
     t.weight[2] = 0
     if not tensor_counts:
-        t.counts = Counts(7.0, 7.0, 6.0, 80.0, 2.0)
+        t.counts = Counts(7.0, 7.0, 6.0, 80.0, parts=2.0)
     with Syncs() as syncs:
         TotalLoss(LossConfig(alpha=[0.5, 1.5]))(out, t, 0.3)[0].backward()
     assert syncs.seen == []
@@ -271,3 +272,18 @@ def test_mistakes_are_named():
         TotalLoss(LossConfig(weather=-0.1))
     with pytest.raises(UserError, match="view_supervision"):
         TotalLoss(LossConfig(view_supervision=1.5))
+
+
+def test_masks_tell_the_view_head_which_views_show_roadwork() -> None:
+    """Cross entropy against 'any pixel of any class', only where every class's mask is valid."""
+    out, t = outputs(), targets()
+    assert t.masks is not None
+    t.masks_valid = torch.ones_like(t.masks_valid)
+    t.masks_valid[0, 2] = False  # one class unknown: what the view shows is unknown
+    _, terms = TotalLoss(LossConfig())(out, t)
+    there = (t.weight > 0)[:, None] & out.view_mask
+    there[0] = False
+    batch = torch.arange(B)[:, None]
+    shows = (t.masks[batch, out.kept] > 0.5).flatten(2).any(-1).long()
+    expected = torch.nn.functional.cross_entropy(out.view_logits[there], shows[there])
+    torch.testing.assert_close(terms["view_labels"], expected.float(), rtol=1e-5, atol=1e-6)

@@ -51,7 +51,7 @@ def saved_adapter(detector, folder, config=None, seed=0, scale=0.3):
     torch.manual_seed(seed)
     model = attach(copy.deepcopy(detector), config or FoldsConfig(r=4)).eval()
     with torch.no_grad():
-        for _, value in model.named_parameters():
+        for value in model.parameters():
             if value.requires_grad:
                 value.add_(scale * value.abs().mean().clamp_min(0.1) * torch.randn_like(value))
     model.save_pretrained(str(folder))

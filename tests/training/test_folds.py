@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import state_digest
 from roadwork.training import folds
 from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, photo_key
+from roadwork.training.fold_queue import one_job_at_a_time
 from roadwork.training.fold_trainer import copy_of, learning_rate_factor, parameter_groups, train_fold
 from tests.inference.small_run import alone, make
 
@@ -224,3 +227,21 @@ def test_without_a_pre_trained_model_the_line_says_what_to_run(config, tmp_path)
     lonely = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path)))
     with pytest.raises(UserError, match="run launch/pretrain.py"):
         folds.prepare(lonely)
+
+
+def test_jobs_that_share_a_run_folder_fill_its_cache_one_after_the_other(tmp_path):
+    """The tasks of a job array; a lock belongs to an open file, so threads stand for jobs here."""
+    seen: list[tuple[str, int]] = []
+
+    def job(who: int) -> None:
+        with one_job_at_a_time(alone(), tmp_path / "prefix", poll_s=0.01):
+            seen.append(("in", who))
+            time.sleep(0.1)
+            seen.append(("out", who))
+
+    with ThreadPoolExecutor(4) as jobs:
+        list(jobs.map(job, range(4)))
+    assert sorted(who for _, who in seen) == [0, 0, 1, 1, 2, 2, 3, 3]
+    for entered, left in zip(seen[::2], seen[1::2], strict=True):
+        assert (entered[0], left[0]) == ("in", "out")
+        assert entered[1] == left[1]

@@ -1,0 +1,178 @@
+"""launch/slurm under a real Slurm: two nodes train, are interrupted in Slurm's own ways, and end as if nothing was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.inference.small_run import make
+from tests.launching import TINY, require
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+STEPS = 20
+OPTIONS = [
+    *TINY, "--engine.threads=1", f"--training.max_steps={STEPS}", "--checkpoint.every_steps=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two idle nodes; whatever was started is stopped at the end."""
+    for program in ("slurmctld", "slurmd", "sbatch", "munged"):
+        require("slurm", program, "apt-get install slurmctld slurmd slurm-client munge")
+    made = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def submit(cluster: Cluster, stage: str, *words: str, sbatch: tuple[str, ...] = ("--nodes=2",)) -> str:
+    """Submit a batch script of the repository; returns the job's number."""
+    export = f"--export=ALL,PYTHON={sys.executable}"
+    output = f"--output={cluster.folder}/job-%j.log"
+    return cluster.tell("sbatch", "--parsable", export, output, *sbatch, f"launch/slurm/{stage}.sbatch", *words)
+
+
+def said(cluster: Cluster, job: str) -> str:
+    """What the job has printed, on all its launches."""
+    path = cluster.folder / f"job-{job}.log"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def ended(cluster: Cluster, job: str) -> bool:
+    """True once a job is complete; fails at once where it ended in any other way."""
+    state = cluster.state(job).get("JobState", "")
+    if state in ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY"):
+        pytest.fail(f"job {job} is {state}:\n{said(cluster, job)[-6000:]}")
+    return state == "COMPLETED"
+
+
+def steps(folder: Path) -> dict[int, dict[str, float]]:
+    """Last whole line for each step of metrics.jsonl."""
+    found = {}
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # being written
+        found[record["step"]] = record
+    return found
+
+
+def newest(folder: Path) -> int:
+    """Step of the newest complete checkpoint; 0 without one."""
+    return max((int(path.parent.name[-8:]) for path in folder.glob("checkpoints/step-*/COMPLETE")), default=0)
+
+
+def losses(folder: Path) -> list[tuple[float, float, float]]:
+    """Loss, gradient norm and photos seen of every step."""
+    return [(r["loss"], r["grad_norm"], r["samples_seen"]) for _, r in sorted(steps(folder).items())]
+
+
+def ranks(folder: Path) -> list[dict[str, int]]:
+    """Host, pid and phase of the ranks."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "ranks").glob("rank-*.json"))]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a two-node job that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    job = submit(cluster, "pretrain", f"--run.dir={folder}", f"--data.shards={shards}", *OPTIONS)
+    cluster.until(lambda: ended(cluster, job), 180, f"job {job} to end")
+    return folder
+
+
+def test_two_nodes_train_one_model(cluster, uninterrupted):
+    assert sorted(steps(uninterrupted)) == list(range(1, STEPS + 1))
+    assert [rank["rank"] for rank in ranks(uninterrupted)] == [0, 1]
+    assert (uninterrupted / "best" / "model.safetensors").is_file()
+    nodes = {path.name for path in uninterrupted.glob("logs/slurm-*/node-*")}
+    assert nodes == {"node-0-n0", "node-1-n1"}
+
+
+@contextmanager
+def frozen(cluster: Cluster, job: str, folder: Path, launch: int) -> Iterator[int]:
+    """Hold the job in the middle of its training: rank 1 is stopped after two steps of this launch; yields the step."""
+    before = len(steps(folder))
+    cluster.until(lambda: f"launch {launch}," in said(cluster, job), 120, f"launch {launch} of job {job}")
+    cluster.until(lambda: ended(cluster, job) or len(steps(folder)) >= before + 2, 180, f"steps of launch {launch}")
+    pid = ranks(folder)[1]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert len(steps(folder)) < STEPS, "the job was over before it could be held"
+        yield len(steps(folder))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def saved_on(folder: Path, number: int) -> bool:
+    """Whether the ranks saved because of this signal."""
+    return f"signal {number}: checkpoint of step" in (folder / "logs" / "pretrain-rank-0000.log").read_text()
+
+
+def test_preempted_out_of_time_and_killed_it_comes_back_by_itself_and_ends_as_if_nothing_was(
+    cluster, uninterrupted, shards, tmp_path
+):
+    folder = tmp_path / "run"
+    job = submit(cluster, "pretrain", f"--run.dir={folder}", f"--data.shards={shards}", *OPTIONS)
+
+    with frozen(cluster, job, folder, launch=1):  # preemption: Slurm sends SIGTERM to every process, and requeues
+        cluster.tell("scontrol", "requeue", job)
+        time.sleep(1)
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "1", 90, "the preempted job to be requeued")
+    cluster.until(lambda: saved_on(folder, signal.SIGTERM), 60, "its checkpoint")
+    first = newest(folder)
+    assert 0 < first < STEPS
+
+    with frozen(cluster, job, folder, launch=2):  # the time limit comes near: Slurm warns the batch script
+        cluster.tell("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+        cluster.until(lambda: "warned (SIGUSR2)" in said(cluster, job), 120, "the warning of the time limit")
+        cluster.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "2", 90, "the job to requeue itself")
+    cluster.until(lambda: saved_on(folder, signal.SIGUSR2), 60, "its checkpoint")
+    second = newest(folder)
+    assert first < second < STEPS
+
+    cluster.until(lambda: ended(cluster, job) or newest(folder) > second, 240, "a checkpoint of launch 3")
+    os.kill(ranks(folder)[1]["pid"], signal.SIGKILL)  # a rank is lost: no signal, no save
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "3", 120, "the failed job to requeue itself")
+    cluster.until(lambda: ended(cluster, job), 240, "the job to end")
+
+    assert losses(folder) == losses(uninterrupted)
+    assert "pretrain is done" in said(cluster, job)
+
+
+def test_the_tasks_of_an_array_share_the_folds(cluster, tmp_path):
+    config = make(tmp_path)
+    folder = Path(config.run.dir)
+    options = ["--engine.threads=1", "--data.workers=0", "--folds.num_folds=4", "--folds.epochs=1", "--folds.batch=8"]
+    given = [f"--run.dir={folder}", f"--data.shards={config.data.shards}", *options]
+    array = submit(cluster, "dora_folds", *given, sbatch=("--array=0-1",))
+    cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", array), 180, f"the tasks of {array} to end")
+    states = [cluster.state(f"{array}_{task}").get("JobState") for task in (0, 1)]
+    printed = "\n".join(path.read_text() for path in sorted(cluster.folder.glob("job-*.log"))[-2:])
+    assert states == ["COMPLETED", "COMPLETED"], printed
+    assert all((folder / "folds" / f"fold-{fold}" / "COMPLETE").is_file() for fold in range(4))
+    assert len((folder / "folds" / "oof.csv").read_text().splitlines()) > 1
+    assert len(list(folder.glob("logs/slurm-*"))) == 2
+
+
+def test_a_wrong_option_ends_the_job_with_its_line_and_is_not_tried_again(cluster, tmp_path):
+    job = submit(cluster, "pretrain", f"--run.dir={tmp_path}", "--training.micro_bach=2")
+    cluster.until(lambda: cluster.state(job).get("JobState") == "FAILED", 60, "the job to fail")
+    assert "micro_batch" in said(cluster, job)
+    assert cluster.state(job)["ExitCode"] == "2:0"
+    assert cluster.state(job)["Restarts"] == "0"

@@ -1,0 +1,132 @@
+"""The texts tell the truth: links lead somewhere, and what is named by name is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from roadwork import config
+from shards import build
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = (".", "docs", "benchmarks")
+PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+OTHERS = {
+    "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--config_file",
+    "--logdir", "--nodes", "--gpus-per-node", "--array", "--help", "--check",
+}  # fmt: skip
+"""Options of `accelerate launch`, tensorboard, sbatch and the page's own generator."""
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of a page's headings, as the usual viewers make them."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def known_options() -> set[str]:
+    """Every option of the stages and of the tools for shards."""
+    found = {name for action in config.parser("pretrain")._actions for name in action.option_strings}
+    for tool in sorted((ROOT / "shards").glob("*.py")):
+        found |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', tool.read_text(encoding="utf-8")))
+    return found | OTHERS
+
+
+def test_the_configuration_page_is_what_the_code_says() -> None:
+    command = [sys.executable, "docs/generate_configuration.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        goal = (page.parent / name).resolve() if name else page
+        assert goal.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(goal), f"{page.name} links to {target}, which has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_named_in_a_page_exist(page: Path) -> None:
+    pattern = r"\b((?:roadwork|launch|shards|tests|benchmarks|docs|accelerate_configs|ds_configs)/[\w./*-]*[\w/*])"
+    for name in re.findall(pattern, page.read_text(encoding="utf-8")):
+        if name in ("shards/natix", "docs/runs") or name.startswith("benchmarks/results"):
+            continue
+        assert list(ROOT.glob(name.rstrip("/"))), f"{page.name} names {name}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_named_in_a_page_exist(page: Path) -> None:
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page.name} names {file}::{name}"
+
+
+def test_make_targets_and_modules_named_in_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, flags=re.M))
+        assert named <= targets, f"{page.name}: make has no {', '.join(sorted(named - targets))}"
+        for module in set(re.findall(r"python -m ([a-z_.]+[a-z_])", text)):
+            assert importlib.util.find_spec(module), f"{page.name}: there is no module {module}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_options_named_in_a_page_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z0-9]", page.read_text(encoding="utf-8")))
+    unknown = sorted(named - known_options())
+    assert not unknown, f"{page.name} names options that no command knows: {', '.join(unknown)}"
+
+
+def readme_commands() -> list[list[str]]:
+    """Words of each command in the README's shell blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line))]
+
+
+def test_the_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
+    """Each is read by the parser that would read it; none is run."""
+    own = tmp_path / "my.yaml"
+    own.write_text("seed: 1\n")
+    stages, tools = 0, 0
+    for words in readme_commands():
+        script = next(
+            (i for i, word in enumerate(words) if re.fullmatch(r"launch/(slurm/)?\w+\.(py|sbatch)", word)), None
+        )
+        arguments = [str(own) if word == "my.yaml" else word for word in words[(script or 0) + 1 :]]
+        if script is not None:
+            config.parse(Path(words[script]).stem, arguments)
+            stages += 1
+        elif words[:3] == ["python", "-m", "shards.build"]:
+            build.options_of(build.parser().parse_args(words[3:]))
+            tools += 1
+    assert stages >= 8 and tools >= 1
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").partition("## Dependencies")[2].lower()
+    cells = {name.strip() for row in re.findall(r"^\| ([^|]+) \|", text, flags=re.M) for name in row.split(",")}
+    missing = {re.split(r"[\[<>=~! ]", name)[0].lower() for name in wanted} - cells
+    assert not missing, f"docs/decisions.md gives no reason for {', '.join(sorted(missing))}"
