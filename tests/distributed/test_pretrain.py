@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roadwork.monitoring.runlog import read_last_per_step
 from tests.conftest import Launch
@@ -20,6 +21,20 @@ PRETRAIN = "launch/pretrain.py"
 def losses(run: Path) -> list[float]:
     """The logged loss of every step."""
     return [line["loss"] for line in read_last_per_step(run / "metrics.jsonl")]
+
+
+def check_curves(folder: Path) -> None:
+    """TensorBoard's own reader finds every curve, once per step, and the pictures."""
+    reader = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    reader.Reload()
+    wanted = {
+        f"train/{name}" for name in ("loss", "focal", "consistency", "weather", "segmentation", "lr", "grad_norm")
+    }
+    wanted |= {"perf/images_per_s", "perf/data_wait_s", "val/mcc"}
+    assert wanted <= set(reader.Tags()["scalars"])
+    assert [event.step for event in reader.Scalars("train/loss")] == list(range(1, 9)), "curves overlap after a resume"
+    assert {"augmented/views", "augmented/masks", "predicted/masks", "val/confusion"} <= set(reader.Tags()["images"])
+    assert any(tag.startswith("experts/load") for tag in reader.Tags()["histograms"])
 
 
 def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partitioned(
@@ -41,7 +56,8 @@ def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partit
 
 
 def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path: Path) -> None:
-    common = [*TINY, f"--data.shards={shards}", "--checkpoint.every_steps=3", "--training.validate_every_steps=4"]
+    common = [*TINY, f"--data.shards={shards}", "--checkpoint.every_steps=3", "--training.validate_every_steps=4",
+              "--training.image_every_steps=2"]  # fmt: skip
     whole = launch(PRETRAIN, *common, f"--run.dir={tmp_path / 'whole'}", "--training.max_steps=8")
     assert whole.status == 0, whole.output[-3000:]
     # Killed in step 5 by rank 1 itself: the checkpoint of step 3 is the newest.
@@ -51,6 +67,7 @@ def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path
     again = launch(PRETRAIN, *common, f"--run.dir={tmp_path / 'torn'}", "--training.max_steps=8")
     assert again.status == 0, again.output[-3000:]
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
+    check_curves(tmp_path / "torn" / "tensorboard")
     for file in ("master", "exp_avg", "exp_avg_sq", "average"):
         one, other = (
             load_file(tmp_path / run / "checkpoints" / "step-00000008" / f"{file}.safetensors")
