@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from roadwork.errors import UserError
+
+PATIENCE_S = 20.0
+"""How long a rank waits for the first one's word on a mistake that all of them see."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,9 +30,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> NoReturn:
-    """Write `error: message` as one line to stderr and exit with status 2; of a launched job's ranks, only the first."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    """Write `error: message` as one line to stderr and exit with status 2; of a launched job's ranks, only the first.
+
+    The launcher ends all ranks as soon as one has left, so the others give the first one time to say its line; what no
+    other rank says is said after that.
+    """
+    line = "error: " + " ".join(message.split()) + "\n"
+    if os.environ.get("RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(2))
+        time.sleep(PATIENCE_S)
+    sys.stderr.write(line)
+    sys.stderr.flush()
     raise SystemExit(2)
 
 

@@ -21,6 +21,7 @@ PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md
 OTHERS = {
     "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--config_file",
     "--logdir", "--nodes", "--gpus-per-node", "--array", "--help", "--check",
+    "--batch", "--ntasks-per-node", "--signal",
 }  # fmt: skip
 """Options of `accelerate launch`, tensorboard, sbatch and the page's own generator."""
 
@@ -37,9 +38,9 @@ def anchors(path: Path) -> set[str]:
 
 
 def known_options() -> set[str]:
-    """Every option of the stages and of the tools for shards."""
+    """Every option of the stages, of the tools for shards and of the benchmarks."""
     found = {name for action in config.parser("pretrain")._actions for name in action.option_strings}
-    for tool in sorted((ROOT / "shards").glob("*.py")):
+    for tool in sorted([*(ROOT / "shards").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         found |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', tool.read_text(encoding="utf-8")))
     return found | OTHERS
 

@@ -147,17 +147,17 @@ BITWISE = [name for name in TRIALS if not name.startswith("clip")]
 
 
 @pytest.mark.parametrize("name", BITWISE)
-def test_weights_and_average_equal_a_plain_loop_bit_for_bit(
-    runs: dict[str, Any], plain: Callable[[str], Plain], name: str
-) -> None:
+def test_weights_and_average_equal_a_plain_loop(runs: dict[str, Any], plain: Callable[[str], Plain], name: str) -> None:
     """Catches bf16 accumulation, a lost micro-batch, a short last step that is weighted wrong, rounded masters."""
     end, reference = runs[name]["end"], plain(name)
-    assert apart(end["master"], reference.masters) == 0
-    assert apart(end["average"], reference.average) == 0
+    # fp32 products are summed in an order that depends on where the process's memory lies: an ulp, in some processes.
+    allowed = 1e-6 if FP32 in TRIALS[name][1] else 0.0
+    assert apart(end["master"], reference.masters) <= allowed
+    assert apart(end["average"], reference.average) <= allowed
     assert apart(runs[name]["start"]["master"], end["master"]) > 1e-4, "nothing was trained"
     if "hessian" in end:
         assert max(float(h.max()) for h in reference.hessian.values()) > 0
-        assert apart(end["hessian"], reference.hessian) == 0
+        assert apart(end["hessian"], reference.hessian) <= allowed
 
 
 def test_clipping_is_of_the_global_norm(runs: dict[str, Any], plain: Callable[[str], Plain]) -> None:
