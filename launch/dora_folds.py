@@ -1,7 +1,7 @@
 """DoRA folds: `accelerate launch [--config_file accelerate_configs/X.yaml] launch/dora_folds.py --run.dir DIR`."""
 
 from roadwork.cli import exit_on_user_error
-from roadwork.config import parse
+from roadwork.command_line import parse
 
 
 @exit_on_user_error

@@ -1,7 +1,7 @@
 """All stages in order, each resumable: `python launch/pipeline.py --config FILE [--a.b VALUE ...]`."""
 
 from roadwork.cli import exit_on_user_error
-from roadwork.config import parse
+from roadwork.command_line import parse
 
 
 @exit_on_user_error

@@ -1,7 +1,7 @@
 """Pre-training: `accelerate launch [--config_file accelerate_configs/X.yaml] launch/pretrain.py [--a.b VALUE ...]`."""
 
 from roadwork.cli import exit_on_user_error
-from roadwork.config import parse
+from roadwork.command_line import parse
 
 
 @exit_on_user_error

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from roadwork.config import Config, accumulation, parse, save
+from roadwork.command_line import parse
+from roadwork.config import Config, accumulation, save
 from roadwork.errors import UserError
 
 

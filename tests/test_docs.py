@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from roadwork import config
+from roadwork import command_line
 from shards import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def anchors(path: Path) -> set[str]:
 
 def known_options() -> set[str]:
     """Every option of the stages, of the tools for shards and of the benchmarks."""
-    found = {name for action in config.parser("pretrain")._actions for name in action.option_strings}
+    found = {name for action in command_line.parser("pretrain")._actions for name in action.option_strings}
     for tool in sorted([*(ROOT / "shards").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         found |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', tool.read_text(encoding="utf-8")))
     return found | OTHERS
@@ -113,7 +113,7 @@ def test_the_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
         )
         arguments = [str(own) if word == "my.yaml" else word for word in words[(script or 0) + 1 :]]
         if script is not None:
-            config.parse(Path(words[script]).stem, arguments)
+            command_line.parse(Path(words[script]).stem, arguments)
             stages += 1
         elif words[:3] == ["python", "-m", "shards.build"]:
             build.options_of(build.parser().parse_args(words[3:]))

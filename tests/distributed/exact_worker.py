@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 
-from roadwork.config import parse
+from roadwork.command_line import parse
 from roadwork.engine import Engine
 from roadwork.training.checkpoint import gather_training_state
 from roadwork.training.loop import Trainer

@@ -5,7 +5,7 @@ import json
 import sys
 
 import roadwork.training.pretrain as stage
-from roadwork.config import parse
+from roadwork.command_line import parse
 from roadwork.training.loop import Trainer
 
 stem, positions = sys.argv[1], {}

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import roadwork.training.pretrain as stage
-from roadwork.config import parse
+from roadwork.command_line import parse
 from roadwork.training.loop import Trainer
 
 fatal_step, fatal_rank = int(sys.argv[1]), int(sys.argv[2])

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadwork.config import Config, accumulation, parse
+from roadwork.command_line import parse
+from roadwork.config import Config, accumulation
 from roadwork.data.loader import Batch, TrainLoader
 from roadwork.losses import Targets, TotalLoss
 from roadwork.training.curvature import sampled_loss

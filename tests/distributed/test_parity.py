@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from roadwork.config import parse
+from roadwork.command_line import parse
 from roadwork.training.parts import build_data, build_model
 from roadwork.training.schedule import cosine_with_warmup
 from tests.distributed.plain_loop import Plain, Run

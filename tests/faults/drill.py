@@ -17,7 +17,7 @@ import torch
 
 import roadwork.training.pretrain as stage
 from roadwork.cli import exit_on_user_error
-from roadwork.config import parse
+from roadwork.command_line import parse
 from roadwork.training.checkpoint import complete_checkpoints
 from roadwork.training.loop import Trainer
 

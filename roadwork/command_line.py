@@ -1,0 +1,101 @@
+"""YAML and command line in, the typed tree or a one-line error out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roadwork.config import Config, validate
+from roadwork.errors import UserError
+
+STAGES = ("pretrain", "find_lr", "dora_folds", "predict", "evaluate", "pseudo_masks", "pipeline")
+
+
+def parser(stage: str) -> Any:
+    """The command line of one stage: every option of the tree, `--config`, `--print_config`, `--dry_run`."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    made = jsonargparse.ArgumentParser(
+        prog=f"launch/{stage}.py", description=_DESCRIPTIONS[stage], exit_on_error=False, parser_mode="yaml"
+    )
+    made.add_argument("--config", action="config", help="YAML file of options; the command line wins over it")
+    made.add_argument("--dry_run", action="store_true", help="check and describe the run, then stop")
+    made.add_class_arguments(Config)
+    return made
+
+
+_DESCRIPTIONS = {
+    "pretrain": "Pre-training on ZeRO-2; resumes by itself where the run folder holds a COMPLETE checkpoint.",
+    "find_lr": "Learning-rate range test on the run's engine and optimizer.",
+    "dora_folds": "DoRA fine-tuning of folds from the pre-trained model.",
+    "predict": "FOODS test-time augmentation, ensemble, calibration, predictions.",
+    "evaluate": "Scores, error analysis and report of a run, or of a saved model on any labelled shards.",
+    "pseudo_masks": "Pseudo-masks of six roadwork classes.",
+    "pipeline": "All stages in order, each resumable.",
+}
+
+
+@dataclass
+class Invocation:
+    """What the command line asked for."""
+
+    config: Config
+    dry_run: bool = False
+
+
+def parse(stage: str, argv: list[str] | None = None) -> Invocation:
+    """Read the command line of a stage.
+
+    Raises:
+        UserError: an unknown option (with the nearest known one), a wrong type, a missing file, an impossible combination.
+        SystemExit: after `--help` or `--print_config`.
+    """
+    arguments = _with_saved_config(stage, list(sys.argv[1:] if argv is None else argv))
+    cli = parser(stage)
+    known = [name for action in cli._actions for name in action.option_strings]
+    _refuse_unknown_flags(arguments, known)
+    try:
+        namespace = cli.parse_args(arguments)
+        made = cli.instantiate_classes(namespace)
+    except SystemExit:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds; all of them mean the same to the user
+        raise UserError(_one_line(error, known)) from None
+    names = {f.name for f in dataclasses.fields(Config)}
+    config = Config(**{k: v for k, v in vars(made).items() if k in names})
+    validate(config)
+    return Invocation(config, bool(made.dry_run))
+
+
+def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:
+    """Stages behind pre-training read the run's own config.yaml unless a file is given, so `--run.dir` is enough."""
+    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    if stage in ("pretrain", "pipeline", "find_lr") or "--config" in joined or "--run.dir" not in joined[:-1]:
+        return arguments
+    saved = Path(joined[joined.index("--run.dir") + 1], "config.yaml")
+    return ["--config", str(saved), *arguments] if saved.is_file() else arguments
+
+
+def _refuse_unknown_flags(arguments: list[str], known: list[str]) -> None:
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known and not flag.endswith("+"):
+            near = difflib.get_close_matches(flag, known, 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"unknown option {flag}{hint} (--help lists every option)")
+
+
+def _one_line(error: Exception, known: list[str]) -> str:
+    text = " ".join(str(error).split()).replace("Parser key", "option").replace("typing.Literal", "one of ")
+    unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'|Key '([\w.]+)' is not expected", text)
+    if unknown:
+        name = ".".join(part for part in unknown.groups() if part)
+        near = difflib.get_close_matches(f"--{name}", known, 1, 0.4)
+        return f"unknown option {name}" + (f"; did you mean {near[0][2:]}?" if near else "")
+    return f"{text[:400]} (--help lists every option)"
