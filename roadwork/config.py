@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -495,15 +496,7 @@ def accumulation(config: Config, world_size: int) -> int:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The tree as plain values, as written to `config.yaml`."""
-    return _plain(dataclasses.asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
 
 
 def save(config: Config, path: str | Path) -> None:

@@ -31,7 +31,7 @@ def launch() -> Iterator[Launch]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the embedded street benchmark: 40 photos, 64 px views, weighted towards its target cities."""
+    """Shards of the embedded street benchmark: 40 photos, 64 px views, no target region."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     command = [
         sys.executable, "-m", "shards.build", "--source", "street:40", "--out", str(folder), "--view-size", "64",
