@@ -3,8 +3,8 @@
 Per seed: near-duplicates are grouped by perceptual hash and the groups split, `launch/pipeline.py` runs from `csv:FILE`
 to predictions and report, and a plain classifier (the same net and ImageNet weights, whole photo, all layers trained,
 AdamW with cosine, random resized crop, flip and colour jitter) learns on the same training photos. It gets the
-validation photos as well, since it chooses nothing on them. It is compared at two budgets: as many decoded photos as
-the line's optimizer saw in pre-training and folds, and as many seconds of optimisation. A finished seed is kept: a
+validation photos as well, since it chooses nothing on them. It sees as many decoded
+photos as the line's optimizer did in pre-training, and no more seconds of optimisation. A finished seed is kept: a
 second call goes on. The last line is one JSON object; `difference` is MCC(line) - MCC(plain) on the held-out photos
 at probability 0.5, the mean over seeds, with a bootstrap interval over groups within each seed.
 """
@@ -34,21 +34,20 @@ SIDE = 224
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def run_line(source: Path, folder: Path, seed: int, config: str, test_fraction: float, view_size: int) -> None:
+def run_line(source: Path, folder: Path, seed: int, options: argparse.Namespace) -> None:
     """`launch/pipeline.py` from the CSV to the report; resumes by itself."""
-    build = ["--view-size", str(view_size), "--test-fraction", str(test_fraction), "--group-near-duplicates"]
-    command = [sys.executable, "launch/pipeline.py", "--config", config, "--seed", str(seed)]
+    build = ["--view-size", options.view_size, "--max-views", options.max_views]
+    build += ["--test-fraction", options.test_fraction, "--group-near-duplicates"]
+    command = [sys.executable, "launch/pipeline.py", "--config", options.config, "--seed", str(seed)]
     command += ["--run.dir", str(folder), "--data.shards", str(folder / "shards")]
-    command += ["--pipeline.source", f"csv:{source}", "--pipeline.build", json.dumps(build)]
+    command += ["--pipeline.source", f"csv:{source}", "--pipeline.build", json.dumps([str(word) for word in build])]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
 
 
 def budget(folder: Path) -> tuple[int, float]:
-    """(photos that the optimizers saw, seconds in optimizer steps) of pre-training and the folds."""
+    """(photos that the optimizer saw, seconds in optimizer steps) of pre-training."""
     steps = read_last_per_step(folder / "metrics.jsonl")
-    seconds = sum(float(step["step_s"]) for step in steps)
-    marker = json.loads((folder / "stages" / "dora_folds.json").read_text())
-    return int(steps[-1]["samples_seen"]), seconds + float(marker["seconds"])
+    return int(steps[-1]["samples_seen"]), sum(float(step["step_s"]) for step in steps)
 
 
 def photos_of(source: Path) -> dict[str, tuple[Path, int]]:
@@ -79,15 +78,14 @@ class Plain:
         pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
         return v2.functional.resize(pixels, [256, 256], antialias=True)
 
-    def fit(self, decoded: int, seconds: float | None, batch: int = 16) -> "Plain":
-        """Train on `decoded` photos, or for `seconds` of optimisation; the cosine follows whichever is given."""
+    def fit(self, decoded: int, seconds: float, batch: int = 16) -> "Plain":
+        """Train on `decoded` photos; ends early where that takes more than `seconds`."""
         head = [p for n, p in self.net.named_parameters() if n.startswith("2.")]
         body = [p for n, p in self.net.named_parameters() if not n.startswith("2.")]
-        optimizer = torch.optim.AdamW(
-            [{"params": body, "peak": 3e-4}, {"params": head, "peak": 3e-3}], weight_decay=0.05
-        )
+        groups = [{"params": body, "peak": 3e-4}, {"params": head, "peak": 3e-3}]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
         began, seen, order = time.perf_counter(), 0, torch.randperm(len(self.labels))
-        while (done := (time.perf_counter() - began) / seconds if seconds else seen / decoded) < 1:
+        while (done := max((time.perf_counter() - began) / seconds, seen / decoded)) < 1:
             rows = order[[(seen + i) % len(order) for i in range(batch)]]
             seen += batch
             for group in optimizer.param_groups:
@@ -120,7 +118,7 @@ class Plain:
 
 def measure(source: Path, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One seed: the line, the plain classifiers, and every held-out photo's answers."""
-    run_line(source, folder, seed, options.config, options.test_fraction, options.view_size)
+    run_line(source, folder, seed, options)
     decoded, seconds = budget(folder)
     rows = photos_of(source)
     splits = {name: ShardIndex.open(folder / "shards", name) for name in ("train", "val", "test")}
@@ -128,11 +126,11 @@ def measure(source: Path, folder: Path, seed: int, options: argparse.Namespace) 
     learn = [rows[i] for i in ids["train"] + ids["val"]]
     with (folder / "predictions.csv").open(newline="") as file:
         line = {row["id"]: float(row["probability"]) for row in csv.DictReader(file)}
-    paths = [rows[i][0] for i in ids["test"]]
-    answers = {"line": [line[i] for i in ids["test"]]}
-    for name, given in (("plain_photos", None), ("plain_time", seconds)):
-        model = Plain([path for path, _ in learn], [label for _, label in learn], seed).fit(decoded, given)
-        answers[name] = model.predict(paths).tolist()
+    plain = Plain([path for path, _ in learn], [label for _, label in learn], seed).fit(decoded, seconds)
+    answers = {
+        "line": [line[i] for i in ids["test"]],
+        "plain": plain.predict([rows[i][0] for i in ids["test"]]).tolist(),
+    }
     labels = [rows[i][1] for i in ids["test"]]
     result = {"seed": seed, "train": len(learn), "test": len(labels), "decoded": decoded, "seconds": round(seconds, 1)}
     result |= {
@@ -141,14 +139,14 @@ def measure(source: Path, folder: Path, seed: int, options: argparse.Namespace) 
     return {**result, "labels": labels, "groups": [str(g) for g in splits["test"].group], **answers}
 
 
-def difference(runs: list[dict[str, Any]], other: str, resamples: int = 2000) -> dict[str, float]:
-    """Mean over seeds of MCC(line) - MCC(other), with the 95 % interval of a bootstrap over groups within each seed."""
+def difference(runs: list[dict[str, Any]], resamples: int = 2000) -> dict[str, float]:
+    """Mean over seeds of MCC(line) - MCC(plain), with the 95 % interval of a bootstrap over groups within each seed."""
     draws, means = [], []
     for run in runs:
         labels, groups = np.array(run["labels"]), np.array(run["groups"])
         names = np.unique(groups)
         members = [np.flatnonzero(groups == name) for name in names]
-        pair = np.array(run["line"]), np.array(run[other])
+        pair = np.array(run["line"]), np.array(run["plain"])
         generator = np.random.default_rng(run["seed"])
         means.append(_gain(labels, *pair))
         picked = generator.integers(len(names), size=(resamples, len(names)))
@@ -177,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--test-fraction", type=float, default=0.3)
     parser.add_argument("--view-size", type=int, default=128)
+    parser.add_argument("--max-views", type=int, default=6)
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args(argv)
     source, runs = options.csv.resolve(), []
@@ -188,12 +187,8 @@ def main(argv: list[str] | None = None) -> int:
         runs.append(json.loads(kept.read_text()))
         if not options.json:
             print(json.dumps({k: v for k, v in runs[-1].items() if not isinstance(v, list)}), flush=True)
-    summary = {f"{name}": difference(runs, name) for name in ("plain_photos", "plain_time")}
-    scores = {
-        f"{k}_mcc": round(float(np.mean([run[f"{k}_mcc"] for run in runs])), 4)
-        for k in ("line", "plain_photos", "plain_time")
-    }
-    print(json.dumps({"benchmark": "photographs", "splits": len(runs), **scores, **summary}))
+    scores = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in ("line_mcc", "plain_mcc")}
+    print(json.dumps({"benchmark": "photographs", "splits": len(runs), **scores, **difference(runs)}))
     return 0
 
 
