@@ -1,0 +1,66 @@
+"""Dated results: one JSON file per benchmark and day, with the commit and the machine that it was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def commit() -> str:
+    """The commit of this checkout; `+changes` where files differ from it, `unknown` outside a checkout."""
+    try:
+        words = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, GPU and the versions that a figure depends on. No host name."""
+    import torch
+
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": cpu or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "load": round(os.getloadavg()[0], 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "timm", "accelerate", "deepspeed")},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def save(name: str, figures: dict[str, Any], command: str, folder: Path = RESULTS) -> Path:
+    """Write `folder/YYYY-MM-DD-NAME.json`; a later result of the same day replaces it."""
+    today = datetime.date.today().isoformat()
+    record = {"name": name, "date": today, "commit": commit(), "machine": machine(), "command": command}
+    path = folder / f"{today}-{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**record, "figures": figures}, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def newest(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The newest result of each benchmark by name; names are sorted."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("????-??-??-*.json"))]
+    return dict(sorted({record["name"]: record for record in found}.items()))

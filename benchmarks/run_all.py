@@ -1,0 +1,101 @@
+"""Every benchmark, one after the other: `python -m benchmarks.run_all [--only order,loader] [--quick] [--run RUN]`
+
+Each runs in a process of its own; its JSON line goes to `benchmarks/results/` with commit, machine and date. Give the
+machine to it alone: a result holds the load that it began under. Benchmarks of a run read `--run` (what `make demo`
+made). One that fails is named at the end, and the others are still run; the status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS, ROOT, save
+
+NOT_BENCHMARKS = {"__init__", "run_all", "results", "tables", "paired", "ablation_variants", "augment_sheet"}
+"""Modules of this folder without a figure of their own."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Arguments of a benchmark beside `--json`; RUN and SHARDS stand for the folders that are given."""
+
+    always: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
+
+
+ARGUMENTS: dict[str, Words] = {
+    "ablation": Words((), ("--quick",)),
+    "fairness": Words((), ("--photos", "240")),
+    "folds": Words(("--run", "RUN", "--shards", "SHARDS"), ("--folds", "2", "--epochs", "2")),
+    "loader": Words(("--shards", "SHARDS")),
+    "masks": Words(),
+    "order": Words((), ("--big", "1000000")),
+    "tta": Words(("--run", "RUN", "--shards", "SHARDS"), ("--photos", "8", "--augmentations", "4")),
+}
+"""What differs from `python -m benchmarks.NAME --json`."""
+
+
+def names() -> list[str]:
+    """Every benchmark of this folder, the long night last."""
+    found = {path.stem for path in Path(__file__).parent.glob("*.py")} - NOT_BENCHMARKS
+    return sorted(found, key=lambda name: (name == "ablation", name))
+
+
+def command(name: str, options: argparse.Namespace) -> list[str]:
+    """Words behind `python` that run a benchmark."""
+    words = ARGUMENTS.get(name, Words())
+    places = {"RUN": options.run, "SHARDS": options.shards or f"{options.run}/shards"}
+    chosen = [*words.always, *(words.quick if options.quick else ())]
+    return ["-m", f"benchmarks.{name}", *(places.get(word, word) for word in chosen), "--json"]
+
+
+def last_json_line(text: str) -> dict[str, Any] | None:
+    """The object on the last line that is not empty; None where there is none."""
+    try:
+        found = json.loads(text.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def run(name: str, options: argparse.Namespace) -> str:
+    """Run one and keep its result; an empty string, or what went wrong."""
+    words = command(name, options)
+    print(f"python {' '.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    figures = last_json_line(done.stdout)
+    if figures is None:
+        return f"{name}: status {done.returncode} and no JSON line"
+    path = save(name, figures, f"python {' '.join(words)}", options.results)
+    print(f"  {path}", flush=True)
+    return f"{name}: status {done.returncode}" if done.returncode else ""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", help="comma-separated names (default: all)")
+    p.add_argument("--quick", action="store_true", help="small forms, to see that everything runs")
+    p.add_argument("--run", default="runs/demo", help="run folder with best/ and folds/")
+    p.add_argument("--shards", help="default: RUN/shards")
+    p.add_argument("--results", type=Path, default=RESULTS, help="folder of the dated results")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    wanted = options.only.split(",") if options.only else names()
+    if unknown := set(wanted) - set(names()):
+        raise SystemExit(f"unknown benchmarks {', '.join(sorted(unknown))}; there are: {', '.join(names())}")
+    faults = [fault for name in wanted if (fault := run(name, options))]
+    print("\n".join(faults) or "all results are written; `python -m benchmarks.tables` shows them in README.md")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""README's results from the dated result files: `python -m benchmarks.tables [--check]`
+
+Rewrites the block of README.md between the two markers and docs/ablation.svg, from the newest result of each benchmark.
+No figure is typed by hand; a test fails where block or picture are not what the files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from benchmarks.results import RESULTS, ROOT, newest
+
+BEGIN, END = "<!-- results: written by python -m benchmarks.tables -->", "<!-- end of results -->"
+PICTURE = Path("docs/ablation.svg")
+SHOWN = 12
+"""Figures of a benchmark that the README shows; the file holds all."""
+_LEFT, _WIDE, _ROW = 190, 720, 26
+_COLOURS = {"helps": "#1a7f37", "harms": "#cf222e", "not shown": "#6e7781"}
+
+
+def block(results: Mapping[str, dict[str, Any]]) -> str:
+    """The text between the markers."""
+    if not results:
+        return "No dated result lies in `benchmarks/results/` yet.\n"
+    parts = list(ablation(results["ablation"])) if "ablation" in results else []
+    for name, result in results.items():
+        if name != "ablation":
+            parts += [f"**{name}** ({origin(result)})\n", *figures(result["figures"])]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def origin(result: Mapping[str, Any]) -> str:
+    """When and on what a result was measured."""
+    machine = result["machine"]
+    where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
+    return f"{result['date']}, commit {result['commit']}, {where}, `{result['command']}`"
+
+
+def figures(found: Mapping[str, Any]) -> Iterator[str]:
+    """A table of the plain numbers of a result."""
+    plain = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    yield "| figure | value |\n|---|---|"
+    for key, value in list(plain.items())[:SHOWN]:
+        yield f"| {key} | {value if isinstance(value, bool | int) else f'{value:.4g}'} |"
+    yield ""
+
+
+def ablation(result: Mapping[str, Any]) -> Iterator[str]:
+    """What each component is worth, with its interval."""
+    found = result["figures"]
+    yield f"What each component is worth on the embedded benchmark ({origin(result)}): gains in MCC and AUC on"
+    yield f"{found['test_photos']} test photos of {found['test_groups']} videos, from pixels alone, over all seeds; "
+    yield "95 % intervals over seeds and videos. Where an interval holds 0, nothing was shown, in either direction.\n"
+    yield f"![gains in MCC with their intervals]({PICTURE})\n"
+    yield "| component | gain in MCC | 95 % | gain in AUC | 95 % | seeds | shown | the sketch's claim |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in found["rows"]:
+        yield (
+            f"| {row['what']} | {row['value']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} | {row['auc_value']:+.3f} "
+            f"| {row['auc_low']:+.3f} to {row['auc_high']:+.3f} | {row['seeds']} | {row['verdict']} "
+            f"| {row['claimed'] or 'none'} |"
+        )
+    yield ""
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    """Gains in MCC and their intervals as an SVG, one line per component."""
+    rows = result["figures"]["rows"]
+    edge = max(0.01, *(abs(row[key]) for row in rows for key in ("low", "high", "value"))) * 1.05
+    height = _ROW * (len(rows) + 2)
+
+    def x(value: float) -> float:
+        return round(_LEFT + (value / edge + 1) / 2 * (_WIDE - _LEFT - 20), 1)
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDE} {height}" font-family="sans-serif" font-size="13">',
+        f'<rect width="{_WIDE}" height="{height}" fill="white"/>',
+        f'<line x1="{x(0)}" y1="8" x2="{x(0)}" y2="{height - _ROW}" stroke="#999" stroke-dasharray="4 3"/>',
+    ]
+    for k, row in enumerate(rows):
+        y, colour = _ROW * k + 20, _COLOURS[row["verdict"]]
+        lines.append(f'<text x="8" y="{y + 4}">{escape(row["name"])} ({row["verdict"]})</text>')
+        lines.append(
+            f'<line x1="{x(row["low"])}" y1="{y}" x2="{x(row["high"])}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
+        )
+        lines.append(f'<circle cx="{x(row["value"])}" cy="{y}" r="5" fill="{colour}"/>')
+    for value in (-edge / 1.05, 0.0, edge / 1.05):
+        lines.append(f'<text x="{x(value)}" y="{height - 10}" text-anchor="middle">{value:+.3f}</text>')
+    lines.append(f'<text x="8" y="{height - 10}">gain in MCC, 95 % interval</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def wanted(readme: str, results: Mapping[str, dict[str, Any]]) -> dict[Path, str | None]:
+    """Files as they should be; None: there should be none."""
+    text, times = re.subn(
+        f"{re.escape(BEGIN)}\n.*?{re.escape(END)}",
+        lambda _: f"{BEGIN}\n\n{block(results)}\n{END}",
+        readme,
+        flags=re.DOTALL,
+    )
+    if times != 1:
+        raise SystemExit(f"README.md must hold one block between {BEGIN} and {END}; it holds {times}")
+    return {Path("README.md"): text, PICTURE: picture(results["ablation"]) if "ablation" in results else None}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write, or say what is stale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where something is stale")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the dated results")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md")
+    options = parser.parse_args(argv)
+    stale = []
+    for name, text in wanted((options.root / "README.md").read_text(encoding="utf-8"), newest(options.results)).items():
+        path = options.root / name
+        if (path.read_text(encoding="utf-8") if path.is_file() else None) == text:
+            continue
+        stale.append(str(name))
+        if not options.check:
+            path.unlink(missing_ok=True) if text is None else path.write_text(text, encoding="utf-8")
+    if stale and options.check:
+        print(f"{', '.join(stale)}: not what the result files say; run `python -m benchmarks.tables`")
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
