@@ -354,17 +354,29 @@ class MasksConfig:
     source: str = ""
     """Photos to label: as `shards.build --source`; empty: the shards of data.shards."""
     annotations: str = ""
-    """COCO JSON with RLE masks, for backend real."""
+    """COCO JSON with RLE masks: they come first, whatever the backend; for backend real they are all there is."""
     out: str = ""
     """Folder of masks; empty: RUN/masks."""
     score_threshold: float = 0.7
-    """Smallest score of an object."""
+    """Smallest score of an object: SAM 3's own times presence; behind boxes SAM's estimate of the mask's quality."""
+    presence_threshold: float = 0.7
+    """Smallest probability that the photo (or tile) shows the class at all; SAM 3 only."""
+    box_threshold: float = 0.3
+    """Smallest score of a detector's box; grounded_sam only."""
     min_object_size: int = 100
     """Smallest object, pixels of the photo."""
+    semantic: bool = False
+    """Take SAM 3's union map of a class instead of its single objects: less work, one score for all of them."""
     tiles: bool = False
-    """Look at tiles instead of the whole photo."""
+    """Look at overlapping 1008 px tiles besides the whole photo: far objects of a large photo."""
     batch: int = 1
-    """Photos per vision pass."""
+    """Photos taken together, and crops (whole photos or tiles) per vision pass."""
+    part: str = ""
+    """Label part I of N only, as `2/8` (1 to N); empty: the task of a Slurm job array, else all photos."""
+    compare: str = ""
+    """Folder of another backend's masks of the same photos: the quality report says how far the two agree."""
+    keep_real: bool = True
+    """The pipeline leaves masks alone that people drew; only others are replaced in the shards."""
 
 
 @dataclass
@@ -398,7 +410,8 @@ class PipelineConfig:
     """All stages in order."""
 
     stages: list[str] = field(default_factory=lambda: ["shards", "pretrain", "dora_folds", "predict", "evaluate"])
-    """Of fairness (embedded benchmark), shards, pseudo_masks, find_lr, pretrain, dora_folds, predict, evaluate; in order."""
+    """Of fairness, shards, pseudo_masks, shard_masks, find_lr, pretrain, dora_folds, predict, evaluate; in this order.
+    fairness measures the embedded benchmark; shard_masks puts the masks into the shards and follows pseudo_masks by itself."""
     source: str = ""
     """Photos for `shards.build --source`; empty: data.shards must be there."""
     build: list[str] = field(default_factory=list)
@@ -430,6 +443,11 @@ class Config:
     lr_finder: LrFinderConfig = field(default_factory=LrFinderConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+
+
+def masks_folder(config: Config) -> Path:
+    """Where the pseudo-masks of a run are."""
+    return Path(config.masks.out or Path(config.run.dir, "masks"))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

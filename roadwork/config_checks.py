@@ -11,7 +11,17 @@ from roadwork.errors import UserError
 if TYPE_CHECKING:
     from roadwork.config import Config
 
-PIPELINE = ("fairness", "shards", "pseudo_masks", "find_lr", "pretrain", "dora_folds", "predict", "evaluate")
+PIPELINE = (
+    "fairness",
+    "shards",
+    "pseudo_masks",
+    "shard_masks",
+    "find_lr",
+    "pretrain",
+    "dora_folds",
+    "predict",
+    "evaluate",
+)
 """Stages in the order in which they can run."""
 
 

@@ -12,14 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from roadwork.config import Config, save, to_dict
+from roadwork.config import PIPELINE, Config, masks_folder, save, to_dict
 from roadwork.engine import ROOT
 from roadwork.errors import UserError
 
 DEPENDS = {
     "fairness": ("pipeline", "seed"),
     "shards": ("pipeline", "seed"),
-    "pseudo_masks": ("data", "masks"),
+    "pseudo_masks": ("data", "masks", "seed"),
+    "shard_masks": ("data", "masks"),
     "find_lr": ("data", "model", "augment", "loss", "optimizer", "training", "lr_finder", "seed"),
     "pretrain": ("data", "model", "augment", "loss", "optimizer", "training", "seed"),
     "dora_folds": ("data", "augment", "folds", "seed"),
@@ -29,8 +30,16 @@ DEPENDS = {
 """Sections of the configuration whose change makes a stage run again (and all that follow it)."""
 
 
+def stages_of(config: Config) -> list[str]:
+    """`config.pipeline.stages`, with shard_masks behind pseudo_masks: masks that no shard holds teach nobody."""
+    wanted = {*config.pipeline.stages}
+    if "pseudo_masks" in wanted:
+        wanted.add("shard_masks")
+    return sorted(wanted, key=PIPELINE.index)
+
+
 def run_pipeline(config: Config) -> None:
-    """Run every stage of `config.pipeline.stages`.
+    """Run every stage of `stages_of(config)`.
 
     A finished stage leaves `RUN/stages/NAME.json` with a digest of its options and of the stage before it; with the same
     digest it is not run again. An interrupted stage resumes by itself.
@@ -43,7 +52,7 @@ def run_pipeline(config: Config) -> None:
     options = folder / "stages" / "pipeline.yaml"
     save(config, options)
     before = ""
-    for stage in config.pipeline.stages:
+    for stage in stages_of(config):
         before = _digest(config, stage, before)
         marker = folder / "stages" / f"{stage}.json"
         if _done(marker, before):
@@ -81,6 +90,9 @@ def _command(config: Config, stage: str, options: Path) -> list[str]:
         return [sys.executable, "-m", "shards.build", *build, *config.pipeline.build]
     if stage == "fairness":
         return _fairness(config)
+    if stage == "shard_masks":
+        update = [config.data.shards, "--masks", str(masks_folder(config))]
+        return [sys.executable, "-m", "shards.masks", *update, *(["--keep-real"] if config.masks.keep_real else [])]
     script = [str(ROOT / "launch" / f"{stage}.py"), "--config", str(options)]
     if given := os.environ.get("ROADWORK_LAUNCHER"):  # a batch system's, which knows nodes and processes itself
         return [*shlex.split(given), *script]
@@ -155,7 +167,7 @@ def _say(line: str) -> None:
 def describe(config: Config) -> None:
     """Say which stages would run and which are done, without running any."""
     folder, before = Path(config.run.dir), ""
-    for stage in config.pipeline.stages:
+    for stage in stages_of(config):
         before = _digest(config, stage, before)
         state = "done" if _done(folder / "stages" / f"{stage}.json", before) else "to do"
         command = " ".join(_command(config, stage, folder / "stages" / "pipeline.yaml")[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from roadwork.cli import Parser, exit_on_user_error
-from roadwork.labelling.update import update_masks
+from roadwork.labelling.update import Keep, update_masks
 
 
 @exit_on_user_error
@@ -12,12 +12,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m shards.masks", description=__doc__)
     parser.add_argument("shards", metavar="DIR", help="folder of shards")
     parser.add_argument("--masks", required=True, metavar="MASKS", help="folder that launch/pseudo_masks.py wrote")
-    parser.add_argument("--missing-only", action="store_true", help="leave photos alone that have masks already")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--missing-only", action="store_true", help="leave photos alone that have masks already")
+    kept.add_argument(
+        "--keep-real", action="store_true", help="leave masks alone that people drew, unless the new ones are drawn too"
+    )
     options = parser.parse_args(argv)
-    done = update_masks(options.shards, options.masks, options.missing_only)
+    keep: Keep = "all" if options.missing_only else "real" if options.keep_real else "none"
+    done = update_masks(options.shards, options.masks, keep)
     print(
-        f"{options.shards}: {done.changed} of {done.samples} photos got new masks, {done.without} have none, "
-        f"{done.shards} shards were written again"
+        f"{options.shards}: {done.changed} of {done.samples} photos got new masks, {done.kept} keep theirs, "
+        f"{done.without} have none, {done.shards} shards were written again"
     )
 
 

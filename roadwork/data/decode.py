@@ -14,6 +14,8 @@ Array = npt.NDArray[np.uint8]
 JPEG_QUALITY = 90
 FULL_CHROMA_BELOW = 256
 NUM_CLASSES = 6
+MAX_MASK_BYTES = 30_000
+"""Largest PNG of a photo's masks."""
 
 
 class Unreadable(ValueError):
@@ -58,11 +60,21 @@ def decode_views(data: bytes, num_views: int, size: int, out: Array | None = Non
 
 
 def encode_masks(sheet: Array) -> bytes:
-    """uint8 [V * s, s] of class bits -> PNG."""
-    done, data = cv2.imencode(".png", sheet, [cv2.IMWRITE_PNG_COMPRESSION, 6])
-    if not done:
-        raise ValueError(f"OpenCV could not encode masks of shape {sheet.shape}")
-    return data.tobytes()
+    """uint8 [V * s, s] of class bits -> PNG of at most MAX_MASK_BYTES.
+
+    Objects never need that much. What looks like noise is stored in blocks of 2, 4, ... pixels until it fits.
+    """
+    side = sheet.shape[1]
+    views, block = sheet.reshape(-1, side, side), 1
+    while True:
+        done, data = cv2.imencode(".png", sheet, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+        if not done:
+            raise ValueError(f"OpenCV could not encode masks of shape {sheet.shape}")
+        if len(data) <= MAX_MASK_BYTES or block >= side:
+            return data.tobytes()
+        block *= 2
+        first = np.arange(side) // block * block
+        sheet = views[:, first][:, :, first].reshape(sheet.shape)
 
 
 def decode_masks(data: bytes, num_views: int, size: int) -> Array:

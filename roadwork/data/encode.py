@@ -19,7 +19,8 @@ import simplejpeg
 
 from roadwork.data.duplicates import photo_hash
 from roadwork.data.images import Photo, decode_masks
-from roadwork.data.masks import MaskFolder
+from roadwork.data.mask_files import SOURCE_MASKS
+from roadwork.data.masks import EncodedMasks, MaskFolder
 from roadwork.data.plan import BuildOptions, Entry, Rejection, ShardPlan, meta_of
 from roadwork.data.record import Rejected
 from roadwork.data.shards import Sample, atomic_file, write_shard
@@ -149,11 +150,12 @@ def encode_photo(
     meta = meta_of(entry) | {"width": width, "height": height}
     bits: np.ndarray | None = None
     try:
-        found, valid, confidence = _masks_of(entry, masks, folder)
+        found = _masks_of(entry, masks, folder)
         if found is not None:
-            plane = decode_masks(found, width, height)
+            plane = decode_masks(found.png, width, height)
             bits = mask_views(plane, scaled_boxes(boxes, (width, height), plane.shape), options.view_size)
-            meta |= {"masks_valid": valid, "masks_confidence": confidence}
+            meta |= {"masks_valid": found.valid, "masks_confidence": found.confidence}
+            meta |= {"masks_origin": found.origin, "masks_real": found.real}
     except Rejected as error:  # the photo is used without masks
         notes += (error.reason.partition(":")[0],)
     sheet = simplejpeg.encode_jpeg(compose_sheet(views), options.quality, "RGB", "420", fastdct=False)
@@ -171,17 +173,15 @@ def encode_photo(
     return sample, entry.record.repairs + notes, photo
 
 
-def _masks_of(
-    entry: Entry, masks: bytes | None, folder: MaskFolder | None
-) -> tuple[bytes | None, list[bool], list[float]]:
-    """Encoded masks, validity and confidence per class: the folder's before the source's exact ones."""
+def _masks_of(entry: Entry, masks: bytes | None, folder: MaskFolder | None) -> EncodedMasks | None:
+    """Masks that were asked for by name (the folder's) before the source's exact ones."""
     if folder is not None:
         found = folder.get(entry.record.id)
         if found is not None:
             if entry.record.extra.get("ambiguous_id"):
                 raise Rejected("masks_ambiguous_id: two published splits have a photo of this id")
             return found
-    return masks, [True] * 6, [1.0] * 6
+    return EncodedMasks(masks, [True] * 6, [1.0] * 6, SOURCE_MASKS, True) if masks else None
 
 
 def shrink_for(boxes: np.ndarray, view_size: int) -> int:

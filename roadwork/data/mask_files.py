@@ -17,13 +17,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from roadwork.data.decode import MAX_MASK_BYTES
 from roadwork.data.record import MASK_CLASSES
 
 NUM_CLASSES = len(MASK_CLASSES)
 ABOUT = "about"
 """Folder beside the masks for everything that belongs to no single photo."""
-MAX_BYTES = 30_000
-"""Largest PNG; masks with more detail than this holds are stored at half the size until they fit."""
+SOURCE_MASKS = "masks of the source"
+"""Origin of masks that came with the photos."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PhotoMasks:
         origin: what made the masks, e.g. "facebook/sam3" or "random-tiny (randomly initialised)".
         width, height: the photo's size in pixels.
         objects: objects per class that the bits unite.
+        real: people drew them (or a renderer knows them); a model's masks never replace these in the pipeline.
     """
 
     bits: np.ndarray
@@ -46,6 +48,7 @@ class PhotoMasks:
     width: int
     height: int
     objects: tuple[int, ...] = field(default=(0,) * NUM_CLASSES)
+    real: bool = False
 
     def __post_init__(self) -> None:
         if self.bits.ndim != 2 or self.bits.dtype != np.uint8 or not self.bits.size:
@@ -77,6 +80,7 @@ def write_masks(folder: str | os.PathLike[str], photo_id: str, masks: PhotoMasks
         "masks_confidence": [round(float(c), 4) for c in masks.confidence],
         "objects": [int(n) for n in masks.objects],
         "origin": masks.origin,
+        "real": masks.real,
         "photo": [masks.width, masks.height],
         "mask": [bits.shape[1], bits.shape[0]],
         "crc32": zlib.crc32(png),
@@ -120,6 +124,7 @@ def read_masks(folder: str | os.PathLike[str], photo_id: str) -> PhotoMasks | No
         width=facts["photo"][0],
         height=facts["photo"][1],
         objects=tuple(facts["objects"]),
+        real=bool(facts.get("real", False)),
     )
 
 
@@ -160,8 +165,9 @@ def _encode(bits: np.ndarray) -> tuple[bytes, np.ndarray]:
         done, png = cv2.imencode(".png", bits, [cv2.IMWRITE_PNG_COMPRESSION, 9])
         if not done:
             raise ValueError(f"could not encode bits of shape {bits.shape} as PNG")
-        if len(png) <= MAX_BYTES:
+        if len(png) <= MAX_MASK_BYTES:
             return png.tobytes(), bits
+        # More detail than that is kept at half the size: masks stretch over the photo whatever their size.
         bits = shrink_bits(bits, (bits.shape[0] + 1) // 2, (bits.shape[1] + 1) // 2)
 
 

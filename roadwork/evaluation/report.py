@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jinja2
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
+from PIL import Image
 
 from roadwork.evaluation import metrics, plots
 from roadwork.evaluation.errors import join
@@ -75,6 +77,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "curves": curves(log, read_last_per_step(folder / "validation.jsonl")),
         "figures": figures(folder, evaluation, details, manifest, scored, train),
         "photos": {name: data_link(data, "image/jpeg") for name, data in pictures.items()},
+        "masks": pseudo_masks([*mask_folders(folder, config, manifest)]),
         "rejected": rejected(shard_folder),
         "skipped": skipped(folder),
         "checkpoints": checkpoints(folder),
@@ -112,6 +115,50 @@ def read_probabilities(path: Path, column: str = "probability") -> dict[str, flo
             return {row["id"]: float(row[column]) for row in csv.DictReader(file) if row.get(column)}
     except (OSError, KeyError, ValueError):
         return {}
+
+
+def mask_folders(folder: Path, config: Any, manifest: Any) -> Iterator[Path]:
+    """Where pseudo-masks of this run may lie: as configured, in the run folder, or where the shards' masks came from."""
+    for name in (
+        (config or {}).get("masks", {}).get("out"),
+        folder / "masks",
+        (manifest or {}).get("masks_updated_from"),
+    ):
+        if name:
+            yield Path(name)
+
+
+def pseudo_masks(folders: Iterable[Path]) -> dict[str, Any] | None:
+    """What the labelling stage found out about its masks, from the first folder that has its quality.json; else None.
+
+    One row per class: shares of photos that show it, IoU and kappa against exact masks and against another backend.
+    """
+    for folder in folders:
+        found = read_json(folder / "about" / "quality.json")
+        if isinstance(found, dict) and {"by_label", "looked_at", "with_masks", "origins", "suspicious"} <= found.keys():
+            break
+    else:
+        return None
+    shares = {label: group.get("share_with", {}) for label, group in found["by_label"].items()}
+    exact, other = ((found.get(name) or {}).get("classes", {}) for name in ("exact", "agreement"))
+    classes = list(dict.fromkeys(name for by_class in shares.values() for name in by_class))
+    rows = [
+        {
+            "name": name,
+            **{label: by_class.get(name) for label, by_class in shares.items()},
+            "exact": exact.get(name) or {},
+            "other": other.get(name) or {},
+        }
+        for name in classes
+    ]
+    sheet = folder / "about" / "quality.png"
+    return {
+        **found,
+        "folder": folder.name,
+        "rows": rows,
+        "summary": read_json(folder / "about" / "summary.json") or {},
+        "sheet": jpeg_link(sheet) if sheet.is_file() else None,
+    }
 
 
 def rejected(shards: Path) -> dict[str, Any] | None:
@@ -175,6 +222,17 @@ def decisions(details: Any) -> list[dict[str, Any]]:
 def data_link(data: bytes, kind: str = "image/png") -> str:
     """A data: link that a page can hold."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def jpeg_link(path: Path) -> str | None:
+    """A picture file as a JPEG link, or None where it is damaged: photos as PNG would make the page many times larger."""
+    try:
+        with Image.open(path) as picture:
+            buffer = io.BytesIO()
+            picture.convert("RGB").save(buffer, "JPEG", quality=85)
+    except OSError:
+        return None
+    return data_link(buffer.getvalue(), "image/jpeg")
 
 
 def _linked(figure: Figure | None) -> str | None:

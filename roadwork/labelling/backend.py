@@ -69,13 +69,15 @@ class Crop:
 
 @dataclass(frozen=True)
 class Photo:
-    """What a backend labels; `masks` are class bits that the source itself brings (uint8 [h, w]), if any."""
+    """What a backend labels; `masks` are real ones that the source itself brings (class bits, uint8 [h, w]), if any,
+    and `masks_valid` says for which classes."""
 
     id: str
     width: int
     height: int
     crops: tuple[Crop, ...]
     masks: np.ndarray | None = None
+    masks_valid: tuple[bool, ...] = (True,) * NUM_CLASSES
 
 
 class Backend(Protocol):
@@ -132,8 +134,8 @@ class Canvas:
         self.objects[class_index] += 1
         return True
 
-    def masks(self, origin: str, valid: Sequence[bool] = (True,) * NUM_CLASSES) -> PhotoMasks:
-        """What was united, as it is stored; invalid classes are wiped."""
+    def masks(self, origin: str, valid: Sequence[bool] = (True,) * NUM_CLASSES, real: bool = False) -> PhotoMasks:
+        """What was united, as it is stored; invalid classes are wiped. real: people drew it."""
         keep = np.uint8(sum(1 << k for k in range(NUM_CLASSES) if valid[k]))
         return PhotoMasks(
             bits=self.bits & keep,
@@ -143,4 +145,5 @@ class Canvas:
             width=self.width,
             height=self.height,
             objects=tuple(n if v else 0 for n, v in zip(self.objects, valid, strict=True)),
+            real=real,
         )

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SAMPLE = 2000
 PICTURES = 12
+LISTED = 50
 SUSPICIOUS = 3
 """A photo labelled 'no roadwork' with at least this many objects is listed."""
 
@@ -44,8 +45,9 @@ def write_quality(out: Path, photos: PhotoSource, other: Path | None = None) -> 
         "with_masks": len(found),
         "origins": sorted({masks.origin for masks in found.values()}),
         "by_label": by_label({p: photos.labels[p] for p in found}, found),
-        "suspicious": suspicious({photos.ids[p]: (photos.labels[p], masks) for p, masks in found.items()}),
     }
+    listed = suspicious({photos.ids[p]: (photos.labels[p], masks) for p, masks in found.items()})
+    report |= {"suspicious_count": len(listed), "suspicious": listed[:LISTED]}
     exact, pictures = _against_exact(photos, found)
     if exact is not None:
         report["exact"] = exact
@@ -76,14 +78,14 @@ def by_label(labels: dict[int, int | None], found: dict[int, PhotoMasks]) -> dic
     return report
 
 
-def suspicious(photos: dict[str, tuple[int | None, PhotoMasks]], at_most: int = 50) -> list[dict[str, Any]]:
+def suspicious(photos: dict[str, tuple[int | None, PhotoMasks]]) -> list[dict[str, Any]]:
     """Photos labelled 'no roadwork' that are full of it: the label or the mask is wrong. Most objects first."""
     lines = [
         {"id": photo_id, "objects": dict(zip(MASK_CLASSES, masks.objects, strict=True)), "count": sum(masks.objects)}
         for photo_id, (label, masks) in photos.items()
         if label == 0 and sum(masks.objects) >= SUSPICIOUS
     ]
-    return sorted(lines, key=lambda line: (-int(str(line["count"])), str(line["id"])))[:at_most]
+    return sorted(lines, key=lambda line: (-int(str(line["count"])), str(line["id"])))
 
 
 def agreement(pairs: Sequence[tuple[PhotoMasks, PhotoMasks]]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from roadwork.data.mask_files import NUM_CLASSES, PhotoMasks, shrink_bits
+from roadwork.data.mask_files import NUM_CLASSES, SOURCE_MASKS, PhotoMasks, shrink_bits
 from roadwork.data.record import MASK_CLASSES
 from roadwork.errors import UserError
 from roadwork.labelling.backend import Backend, Canvas, Limits, Photo
@@ -106,7 +106,7 @@ class CocoMasks:
         for class_index, segmentation in self.by_image[image_id]:
             mask = decode_segmentation(segmentation, height, width).astype(np.uint8)
             canvas.add(class_index, box, shrink_bits(mask, *canvas.bits.shape) > 0, 1.0)
-        return canvas.masks(self.origin, self.valid)
+        return canvas.masks(self.origin, self.valid, real=True)
 
 
 class RealBackend:
@@ -124,7 +124,7 @@ class RealBackend:
         self.coco = coco
         self.limits = limits or Limits(min_object_size=1)
         self.fallback = fallback
-        real = self.coco.origin if self.coco else "masks of the source"
+        real = self.coco.origin if self.coco else SOURCE_MASKS
         self.origin = f"{real}, else {fallback.origin}" if fallback else real
 
     def label(self, photos: Sequence[Photo]) -> list[PhotoMasks | None]:
@@ -144,22 +144,25 @@ class RealBackend:
 
 
 def own_masks(photo: Photo) -> PhotoMasks:
-    """The masks that a source brings with a photo, at working resolution; all six classes are valid."""
+    """The masks that a source brings with a photo, at working resolution."""
     if photo.masks is None:
         raise ValueError(f"{photo.id} brings no masks")
     canvas = Canvas(photo.width, photo.height, Limits())
     height, width = canvas.bits.shape
     small = photo.masks.shape[0] <= height and photo.masks.shape[1] <= width
     bits = photo.masks if small else shrink_bits(photo.masks, height, width)
+    valid = photo.masks_valid
+    bits = bits & np.uint8(sum(1 << k for k in range(NUM_CLASSES) if valid[k]))
     present = [bool((bits >> k & 1).any()) for k in range(NUM_CLASSES)]
     return PhotoMasks(
         bits=np.ascontiguousarray(bits),
-        valid=(True,) * NUM_CLASSES,
+        valid=valid,
         confidence=tuple(float(p) for p in present),
-        origin="masks of the source",
+        origin=SOURCE_MASKS,
         width=photo.width,
         height=photo.height,
         objects=tuple(int(p) for p in present),
+        real=True,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from roadwork.config import Config, MasksConfig
+from roadwork.config import Config, MasksConfig, masks_folder
 from roadwork.data.mask_files import ABOUT
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
@@ -22,7 +22,15 @@ from roadwork.labelling.quality import write_quality
 from roadwork.labelling.real import CocoMasks, RealBackend
 from roadwork.labelling.sam3 import Sam3Backend
 from roadwork.labelling.source import PhotoSource, open_photos
-from roadwork.labelling.stage import Share, claim, label_photos, note_end, note_start, write_summary
+from roadwork.labelling.stage import (
+    Share,
+    claim,
+    label_photos,
+    note_end,
+    note_start,
+    parse_part,
+    write_summary,
+)
 from roadwork.labelling.weights import model_folder, sam_checkpoint
 from roadwork.monitoring.console import quiet_libraries
 
@@ -51,7 +59,7 @@ def make_pseudo_masks(config: Config) -> dict[str, Any] | None:
         # Sums depend on the number of threads: with one, any number of processes draws the same masks to the last bit.
         torch.set_num_threads(config.engine.threads or 1)
     backend = make_backend(options, engine.device, config.seed, coco)
-    share = Share.of(engine, dict(os.environ))
+    share = Share.of(engine, os.environ, options.part)
     note_start(out, share)
     claim(out, settings(options, backend), engine)
     if engine.is_main:
@@ -62,7 +70,7 @@ def make_pseudo_masks(config: Config) -> dict[str, Any] | None:
     summary = None
     if results is not None:
         summary = write_summary(out, photos, backend.origin, results)
-        write_quality(out, photos)
+        write_quality(out, photos, Path(options.compare) if options.compare else None)
         _report(out, summary)
     engine.close()
     return summary
@@ -70,8 +78,15 @@ def make_pseudo_masks(config: Config) -> dict[str, Any] | None:
 
 def check(options: MasksConfig) -> None:
     """Refuse impossible options before anything starts. Raises UserError."""
-    if not 0 <= options.score_threshold < 1:
-        raise UserError(f"masks.score_threshold is {options.score_threshold}; it lies in [0, 1)")
+    for name in ("score_threshold", "presence_threshold", "box_threshold"):
+        if not 0 <= getattr(options, name) < 1:
+            raise UserError(f"masks.{name} is {getattr(options, name)}; it lies in [0, 1)")
+    if options.semantic and options.backend != "sam3":
+        raise UserError(f"masks.semantic takes SAM 3's map; masks.backend is {options.backend}")
+    if options.compare and not Path(options.compare).is_dir():
+        raise UserError(f"masks.compare {options.compare}: no such folder; give one that launch/pseudo_masks.py wrote")
+    if options.part:
+        parse_part(options.part)
     if options.min_object_size < 0:
         raise UserError(f"masks.min_object_size is {options.min_object_size}; it is a number of pixels, 0 or more")
     if options.batch < 1:
@@ -81,11 +96,6 @@ def check(options: MasksConfig) -> None:
             "masks.backend real needs masks that people drew: give --masks.annotations FILE.json (COCO), or a "
             "--masks.source whose photos bring masks, such as street:40"
         )
-
-
-def masks_folder(config: Config) -> Path:
-    """Where the masks go."""
-    return Path(config.masks.out or Path(config.run.dir, "masks"))
 
 
 def check_weights(options: MasksConfig) -> None:
@@ -108,11 +118,14 @@ def make_backend(
     Raises:
         UserError: weights that cannot be had.
     """
-    limits = Limits(options.score_threshold, options.score_threshold, options.min_object_size)
+    limits = Limits(options.score_threshold, options.presence_threshold, options.min_object_size)
     if options.backend == "real":
         return RealBackend(coco)
-    kind = Sam3Backend if options.backend == "sam3" else GroundedSamBackend
-    made: Backend = kind(options.model, device, limits, options.batch, seed=seed)  # type: ignore[assignment]
+    made: Backend
+    if options.backend == "sam3":
+        made = Sam3Backend(options.model, device, limits, options.batch, semantic=options.semantic, seed=seed)
+    else:
+        made = GroundedSamBackend(options.model, device, limits, options.batch, options.box_threshold, seed)
     if "randomly initialised" in made.origin and launched_rank() == 0:
         log.warning("%s is randomly initialised: its masks are noise", options.model)
         _say(f"{options.backend}: {options.model} is randomly initialised; its masks are noise, good for a trial only")
@@ -122,15 +135,14 @@ def make_backend(
 def settings(options: MasksConfig, backend: Backend) -> dict[str, Any]:
     """What decides the masks: kept in the folder, so that one folder holds one kind."""
     made = {
-        "backend": options.backend,
         "origin": backend.origin,
-        "score_threshold": options.score_threshold,
-        "min_object_size": options.min_object_size,
-        "tiles": options.tiles,
-        "batch": options.batch,
-        "source": options.source,
+        **{name: getattr(options, name) for name in ("backend", "source", "tiles", "batch")},
     }
-    return made if options.backend == "real" else {**made, "prompts": PROMPTS}
+    if options.backend == "real":
+        return made
+    own = ("presence_threshold", "semantic") if options.backend == "sam3" else ("box_threshold",)
+    thresholds = {name: getattr(options, name) for name in ("score_threshold", "min_object_size", *own)}
+    return {**made, **thresholds, "prompts": PROMPTS}
 
 
 def _open(config: Config, out: Path) -> PhotoSource:

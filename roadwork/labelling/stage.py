@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,20 +63,19 @@ class Share:
     count: int = 1
 
     @classmethod
-    def of(cls, process: Process, environ: dict[str, str]) -> Share:
-        """From the process and, in a Slurm job array, the task: `sbatch --array=0-7` makes eight times the processes.
+    def of(cls, process: Process, environ: Mapping[str, str], part: str = "") -> Share:
+        """From the process and the part of the work that all processes of this launch have.
+
+        Args:
+            process: rank and number of processes.
+            environ: where a Slurm job array says which task this is.
+            part: `I/N`, before what the array says.
 
         Raises:
-            UserError: an array whose indices are not 0, 1, 2, ...
+            UserError: see `parse_part` and `array_part`.
         """
-        tasks = int(environ.get("SLURM_ARRAY_TASK_COUNT", 1))
-        first, task = int(environ.get("SLURM_ARRAY_TASK_MIN", 0)), int(environ.get("SLURM_ARRAY_TASK_ID", 0))
-        if tasks > 1 and int(environ.get("SLURM_ARRAY_TASK_MAX", first + tasks - 1)) != first + tasks - 1:
-            raise UserError(
-                f"this job array has {tasks} tasks with gaps between their indices; use --array=0-{tasks - 1}"
-            )
-        offset = task - first if tasks > 1 else 0
-        return cls(offset * process.world_size + process.rank, tasks * process.world_size)
+        index, count = parse_part(part) if part else array_part(environ)
+        return cls(index * process.world_size + process.rank, count * process.world_size)
 
 
 @dataclass
@@ -93,6 +93,29 @@ class Result:
     without: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    """(index from 0, count) of `I/N` with 1 <= I <= N. Raises UserError for anything else."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    if found is None or int(found[1]) > int(found[2]):
+        raise UserError(f"masks.part is {part!r}; it is I/N with I from 1 to N, such as 2/8")
+    return int(found[1]) - 1, int(found[2])
+
+
+def array_part(environ: Mapping[str, str]) -> tuple[int, int]:
+    """(index from 0, count) of this task of a Slurm job array: `sbatch --array=0-7` makes eight parts; (0, 1) without.
+
+    Raises:
+        UserError: an array with gaps between its indices: a part of the photos would be nobody's.
+    """
+    tasks = int(environ.get("SLURM_ARRAY_TASK_COUNT", 1))
+    if tasks == 1:
+        return 0, 1
+    first, last = int(environ["SLURM_ARRAY_TASK_MIN"]), int(environ["SLURM_ARRAY_TASK_MAX"])
+    if last - first != tasks - 1:
+        raise UserError(f"this job array has {tasks} tasks with gaps between their indices; use --array=0-{tasks - 1}")
+    return int(environ["SLURM_ARRAY_TASK_ID"]) - first, tasks
 
 
 def label_photos(

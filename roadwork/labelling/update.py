@@ -13,16 +13,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from roadwork.data.decode import encode_masks
 from roadwork.data.encode import scaled_boxes
 from roadwork.data.index import MANIFEST, ShardIndex, read_manifest, write_index
-from roadwork.data.mask_files import read_masks
+from roadwork.data.mask_files import PhotoMasks, read_masks
 from roadwork.data.scan import ShardRows, scan_shard
 from roadwork.data.shards import Sample, atomic_file, read_samples, write_shard
-from roadwork.data.views import make_mask_views
+from roadwork.data.views import compose_sheet, make_mask_views
 from roadwork.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -34,23 +35,33 @@ _DERIVED = ("schema_version", "view_size", "mask_size", "shards", "indexes")
 
 @dataclass
 class Updated:
-    """samples: in the shards. changed: got new masks. without: have none now. shards: files written again."""
+    """What an update did.
+
+    Attributes:
+        samples: photos in the shards. changed: got other masks than they had. kept: have masks that were to be left alone.
+        without: have no masks now. shards: files written again.
+    """
 
     samples: int = 0
     changed: int = 0
+    kept: int = 0
     without: int = 0
     shards: int = 0
 
 
-def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], missing_only: bool = False) -> Updated:
+Keep = Literal["none", "real", "all"]
+
+
+def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], keep: Keep = "none") -> Updated:
     """Put the masks of a folder into built shards.
 
-    Photos without files in `masks` keep what they have. GPS weights of a later reweighting are kept.
+    Photos without files in `masks` keep what they have, and so do shards that hold these masks already: the same
+    update again writes nothing. GPS weights of a later reweighting are kept.
 
     Args:
         folder: of shards.
         masks: folder that the labelling stage wrote.
-        missing_only: leave photos alone that have masks already (real ones, for example).
+        keep: which masks in the shards stay: none; real ones, unless the folder's are real as well; or all.
 
     Raises:
         UserError: no such folder, damaged shards or masks, or a full disk; the shards are then as before.
@@ -65,10 +76,9 @@ def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], 
     staging.mkdir()
     done = Updated()
     try:
-        rows = [
-            _stage_shard(root / line["name"], staging, Path(masks), missing_only, done) for line in manifest["shards"]
-        ]
+        rows = [_stage_shard(root / line["name"], staging, Path(masks), keep, done) for line in manifest["shards"]]
         _keep_weights(root, manifest, rows)
+        _count_masks(manifest, rows)
         extra = {key: value for key, value in manifest.items() if key not in _DERIVED}
         if not done.changed:
             return done
@@ -104,10 +114,10 @@ def finish_update(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _stage_shard(path: Path, staging: Path, masks: Path, missing_only: bool, done: Updated) -> ShardRows:
+def _stage_shard(path: Path, staging: Path, masks: Path, keep: Keep, done: Updated) -> ShardRows:
     """Write the shard with new masks into the staging folder, if any of its photos has some."""
     before = done.changed
-    write_shard(staging / path.name, _with_masks(path, masks, missing_only, done))
+    write_shard(staging / path.name, _with_masks(path, masks, keep, done))
     if done.changed == before:
         (staging / path.name).unlink()
         return scan_shard(path)
@@ -115,24 +125,37 @@ def _stage_shard(path: Path, staging: Path, masks: Path, missing_only: bool, don
     return scan_shard(staging / path.name)
 
 
-def _with_masks(path: Path, masks: Path, missing_only: bool, done: Updated) -> Iterator[Sample]:
+def _with_masks(path: Path, masks: Path, keep: Keep, done: Updated) -> Iterator[Sample]:
     for sample in read_samples(path):
         done.samples += 1
-        found = None
-        if not (missing_only and sample.masks is not None):
-            found = read_masks(masks, str(sample.meta.get("id") or sample.key))
-        if found is not None:
-            done.changed += 1
-            boxes = scaled_boxes(sample.boxes, (sample.meta["width"], sample.meta["height"]), found.bits.shape)
-            meta = {
-                **sample.meta,
-                "masks_valid": list(found.valid),
-                "masks_confidence": list(found.confidence),
-                "masks_origin": found.origin,
-            }
-            sample = replace(sample, masks=make_mask_views(found.bits, boxes, sample.view_size), meta=meta)
-        done.without += sample.masks is None
-        yield sample
+        new = sample
+        found = read_masks(masks, str(sample.meta.get("id") or sample.key))
+        if found is not None and _stays(sample, found, keep):
+            done.kept += 1
+        elif found is not None:
+            new = _masked(sample, found)
+            done.changed += (new.masks, new.meta) != (sample.masks, sample.meta)
+        done.without += new.masks is None
+        yield new
+
+
+def _stays(sample: Sample, found: PhotoMasks, keep: Keep) -> bool:
+    if sample.masks is None or keep == "none":
+        return False
+    # Shards of before this was noted got their masks from the source.
+    return keep == "all" or (bool(sample.meta.get("masks_real", True)) and not found.real)
+
+
+def _masked(sample: Sample, found: PhotoMasks) -> Sample:
+    boxes = scaled_boxes(sample.boxes, (sample.meta["width"], sample.meta["height"]), found.bits.shape)
+    views = make_mask_views(found.bits, boxes, sample.view_size)
+    facts = {
+        "masks_valid": list(found.valid),
+        "masks_confidence": list(found.confidence),
+        "masks_origin": found.origin,
+        "masks_real": found.real,
+    }
+    return replace(sample, masks=encode_masks(compose_sheet(views)), meta={**sample.meta, **facts})
 
 
 def _keep_weights(root: Path, manifest: dict[str, Any], rows: list[ShardRows]) -> None:
@@ -144,6 +167,14 @@ def _keep_weights(root: Path, manifest: dict[str, Any], rows: list[ShardRows]) -
             if shard.info.split == split:
                 for row in shard.rows:
                     row["gps_weight"] = next(weights)
+
+
+def _count_masks(manifest: dict[str, Any], rows: list[ShardRows]) -> None:
+    """Bring the manifest's `with_masks` up to date."""
+    for split, facts in manifest.get("splits", {}).items():
+        mine = [row for shard in rows if shard.info.split == split for row in shard.rows]
+        if "with_masks" in facts:
+            facts["with_masks"] = sum(row["masks_at"] != (0, 0) for row in mine)
 
 
 def _commit(root: Path, staging: Path) -> None:

@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from roadwork.data.decode import MAX_MASK_BYTES, decode_masks, encode_masks
 from roadwork.data.mask_files import (
-    MAX_BYTES,
     PhotoMasks,
-    file_stem,
     has_masks,
     mask_paths,
     read_masks,
     shrink_bits,
     write_masks,
 )
-from roadwork.data.masks import MaskFolder, mask_stem
+from roadwork.data.masks import MaskFolder
 
 
 def _masks(bits: np.ndarray) -> PhotoMasks:
@@ -46,19 +45,31 @@ def test_round_trip(tmp_path: Path, bits: np.ndarray, photo_id: str) -> None:
 
 def test_the_shard_builder_reads_the_same_files(tmp_path: Path, bits: np.ndarray) -> None:
     for photo_id in ("a1", "a/b", ".x"):
-        assert mask_stem(photo_id) == file_stem(photo_id)
         write_masks(tmp_path, photo_id, _masks(bits))
         found = MaskFolder(str(tmp_path)).get(photo_id)
         assert found is not None
-        assert found[1] == [True, True, False, True, True, True] and found[2][0] == 0.9
+        assert found.valid == [True, True, False, True, True, True] and found.confidence[0] == 0.9
+        assert found.origin == "hand" and not found.real
 
 
 def test_noise_fits_into_the_limit(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 64, (1008, 1344), dtype=np.uint8)
-    assert write_masks(tmp_path, "a", PhotoMasks(noise, (True,) * 6, (0.0,) * 6, "noise", 4032, 3024)) <= MAX_BYTES
-    assert mask_paths(tmp_path, "a")[0].stat().st_size <= MAX_BYTES
+    assert write_masks(tmp_path, "a", PhotoMasks(noise, (True,) * 6, (0.0,) * 6, "noise", 4032, 3024)) <= MAX_MASK_BYTES
+    assert mask_paths(tmp_path, "a")[0].stat().st_size <= MAX_MASK_BYTES
     found = read_masks(tmp_path, "a")
     assert found is not None and (found.width, found.height) == (4032, 3024)
+
+
+def test_noise_in_the_views_of_a_shard_fits_as_well() -> None:
+    noise = np.random.default_rng(0).integers(0, 64, (12, 129, 129), dtype=np.uint8)
+    png = encode_masks(noise.reshape(-1, 129))
+    assert len(png) <= MAX_MASK_BYTES
+    found = decode_masks(png, 12, 129)
+    assert found.any() and (found[:, 0, 0] == noise[:, 0, 0]).all()
+    objects = np.zeros((12, 129, 129), np.uint8)
+    for k in range(12):
+        objects[k, 3 * k : 3 * k + 40, 7:90] = 1 << k % 6
+    assert (decode_masks(encode_masks(objects.reshape(-1, 129)), 12, 129) == objects).all(), "objects are kept exactly"
 
 
 def test_torn_pairs_are_not_there(tmp_path: Path, bits: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from roadwork.evaluation.report import read_probabilities, uncalibrated, write_r
 from tests.evaluation.fake_run import build_run, build_shards, probabilities
 from tests.launching import require
 
-PARTS = ("systems", "training", "answers", "where", "worst", "challenge", "data", "run")
+PARTS = ("systems", "training", "answers", "where", "worst", "masks", "challenge", "data", "run")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path):
     page = write_report(tmp_path / "nothing").read_text()
     text = text_of(page)
     for wanted in ("No result yet", "No predictions have been scored", "No metrics.jsonl", "No checkpoints", "No folds",
-                   "No config.yaml", "No manifest.json", "No rejected.jsonl"):  # fmt: skip
+                   "No config.yaml", "No manifest.json", "No rejected.jsonl", "No pseudo-masks were made"):  # fmt: skip
         assert wanted in text, wanted
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from roadwork.data.index import ShardIndex, read_manifest, update_index
-from roadwork.data.mask_files import PhotoMasks, write_masks
+from roadwork.data.mask_files import PhotoMasks, read_masks, write_masks
 from roadwork.errors import UserError
 from roadwork.labelling import update
 from roadwork.labelling.source import ShardPhotos
@@ -60,14 +63,40 @@ def test_masks_change_and_nothing_else(built: Path, masks: Path) -> None:
         kept = index.read_masks(len(index) - 1)
         assert (kept is None) == (old_masks[split] is None) and (kept is None or (kept == old_masks[split]).all())
     assert sorted(p.name for p in built.glob(".masks*")) == []
-    assert update_masks(built, masks).changed == done.changed, "the same again"
+    stamps = {path.name: path.stat().st_mtime_ns for path in built.iterdir()}
+    assert update_masks(built, masks).changed == 0, "the same again"
+    assert {path.name: path.stat().st_mtime_ns for path in built.iterdir()} == stamps, "nothing is written for it"
 
 
-def test_missing_only_leaves_real_masks_alone(built: Path, masks: Path) -> None:
+def _marked_real(masks: Path, built: Path, count: int) -> None:
+    """Say of the first masks of the training split that people drew them."""
+    for photo_id in ShardIndex.open(built, "train").id[:count]:
+        found = read_masks(masks, str(photo_id))
+        assert found is not None
+        write_masks(masks, str(photo_id), replace(found, real=True))
+
+
+def test_real_masks_stay_and_give_way_to_real_ones_only(built: Path, masks: Path) -> None:
     names = {line["name"]: line["sha256"] for line in read_manifest(built)["shards"]}
-    done = update_masks(built, masks, missing_only=True)
-    assert done.changed == 0, "the street benchmark brings exact masks for every photo"
-    assert {line["name"]: line["sha256"] for line in read_manifest(built)["shards"]} == names
+    for keep in ("all", "real"):
+        done = update_masks(built, masks, keep)
+        assert done.changed == 0 and done.kept > 0, "the street benchmark brings exact masks for every photo"
+        assert {line["name"]: line["sha256"] for line in read_manifest(built)["shards"]} == names
+    _marked_real(masks, built, 3)
+    assert update_masks(built, masks, "real").changed == 3
+    assert ShardIndex.open(built, "train").read_meta(0)["masks_origin"] == "hand"
+
+
+def test_a_models_masks_give_way_and_a_photo_without_any_gets_them(built: Path, masks: Path) -> None:
+    before = update_masks(built, masks)
+    for photo_id in ShardIndex.open(built, "train").id[:2]:
+        found = read_masks(masks, str(photo_id))
+        assert found is not None
+        write_masks(masks, str(photo_id), replace(found, bits=found.bits * 0, confidence=(0.0,) * 6))
+    done = update_masks(built, masks, "real")
+    assert (done.changed, done.kept) == (2, 0) and before.changed > 2
+    empty = ShardIndex.open(built, "train").read_masks(0)
+    assert empty is not None and not empty.any(), "an empty mask is there, and is empty"
 
 
 def test_a_kill_among_the_renames_is_completed(built: Path, masks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +120,50 @@ def test_a_kill_among_the_renames_is_completed(built: Path, masks: Path, monkeyp
         found = index.read_masks(0)
         assert found is not None and not found[:, 1:].any()
     assert not finish_update(built)
+
+
+def _update_and_die(built: Path, masks: Path, at: int) -> None:
+    """In a process of its own: be killed just before the rename number `at`."""
+    real, count = os.replace, [0]
+
+    def dying(source: str, target: str) -> None:
+        count[0] += 1
+        if count[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(source, target)
+
+    os.replace = dying  # type: ignore[assignment]
+    update_masks(built, masks)
+
+
+def _contents(built: Path) -> dict[str, str]:
+    return {line["name"]: line["sha256"] for line in read_manifest(built)["shards"]}
+
+
+def test_killed_before_any_rename_the_shards_are_the_old_or_the_new_ones(
+    built: Path, masks: Path, tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(built, tmp_path / "whole"))
+    update_masks(whole, masks)
+    old, new = _contents(built), _contents(whole)
+    assert old != new
+    seen, at, status = [], 0, -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        at += 1
+        folder = Path(shutil.copytree(built, tmp_path / f"killed-{at}"))
+        process = multiprocessing.get_context("fork").Process(target=_update_and_die, args=(folder, masks, at))
+        process.start()
+        process.join(60)
+        status = process.exitcode
+        decided = finish_update(folder)
+        assert _contents(folder) == (new if decided or status == 0 else old)
+        for split in read_manifest(folder)["indexes"]:
+            ShardIndex.open(folder, split, verify=True)
+        seen.append(decided)
+        update_masks(folder, masks)
+        assert _contents(folder) == new and not list(folder.glob(".masks*")), "the next update ends as if nothing was"
+        shutil.rmtree(folder)
+    assert status == 0 and seen.count(True) >= 3 and seen.count(False) >= 3, "kills before and after the decision"
 
 
 def test_damaged_masks_leave_the_shards_as_they_were(built: Path, masks: Path) -> None:
