@@ -244,6 +244,8 @@ class TrainingConfig:
     """Skipped (NaN or infinite) optimizer steps in a row that stop the run."""
     image_every_steps: int = 200
     """Optimizer steps between pictures in TensorBoard; 0: none."""
+    gc_every_steps: int = 50
+    """Optimizer steps between garbage collections, on the same step on all ranks; 0: whenever Python wants, on each alone."""
 
 
 @dataclass
@@ -392,6 +394,8 @@ class MonitoringConfig:
     """tensorboard and, if wanted, wandb."""
     console: bool = True
     """A progress line on rank 0."""
+    ceiling_tflops: float = 0.0
+    """Most that one process can reach, TFLOP/s, for perf/mfu; 0: one large matrix product, measured at the start."""
 
 
 @dataclass
@@ -442,7 +446,12 @@ def validate(config: Config) -> None:
     _positive("training.global_batch", training.global_batch)
     _positive("training.micro_batch", training.micro_batch)
     _positive("training.learning_rate", training.learning_rate)
-    for name, value in (("training.max_steps", training.max_steps), ("training.epochs", training.epochs)):
+    for name, value in (
+        ("training.max_steps", training.max_steps),
+        ("training.epochs", training.epochs),
+        ("training.gc_every_steps", training.gc_every_steps),
+        ("monitoring.ceiling_tflops", config.monitoring.ceiling_tflops),
+    ):
         if value < 0 or not math.isfinite(value):
             raise UserError(f"{name} is {value}; it must be 0 or more")
     if not training.max_steps and not training.epochs:
