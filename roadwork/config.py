@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from roadwork.config_checks import PIPELINE as PIPELINE
 from roadwork.config_checks import accumulation as accumulation
 from roadwork.config_checks import validate as validate
 
@@ -243,6 +244,8 @@ class TrainingConfig:
     """Skipped (NaN or infinite) optimizer steps in a row that stop the run."""
     image_every_steps: int = 200
     """Optimizer steps between pictures in TensorBoard; 0: none."""
+    gc_every_steps: int = 50
+    """Optimizer steps between garbage collections, on the same step on all ranks; 0: whenever Python wants, on each alone."""
 
 
 @dataclass
@@ -403,6 +406,8 @@ class MonitoringConfig:
     """tensorboard and, if wanted, wandb."""
     console: bool = True
     """A progress line on rank 0."""
+    ceiling_tflops: float = 0.0
+    """Most that one process can reach, TFLOP/s, for perf/mfu; 0: one large matrix product, measured at the start."""
 
 
 @dataclass

@@ -31,7 +31,12 @@ def validate(config: Config) -> None:
     _positive("training.global_batch", training.global_batch)
     _positive("training.micro_batch", training.micro_batch)
     _positive("training.learning_rate", training.learning_rate)
-    for name, value in (("training.max_steps", training.max_steps), ("training.epochs", training.epochs)):
+    for name, value in (
+        ("training.max_steps", training.max_steps),
+        ("training.epochs", training.epochs),
+        ("training.gc_every_steps", training.gc_every_steps),
+        ("monitoring.ceiling_tflops", config.monitoring.ceiling_tflops),
+    ):
         if value < 0 or not math.isfinite(value):
             raise UserError(f"{name} is {value}; it must be 0 or more")
     if not training.max_steps and not training.epochs:

@@ -20,6 +20,7 @@ TINY = [
     "--model.prune_after=1", "--data.workers=1", "--training.global_batch=8", "--training.micro_batch=2",
     "--training.warmup_steps=2", "--training.learning_rate=1e-3", "--training.image_every_steps=0",
     "--monitoring.console=false", "--engine.timeout_s=120",
+    "--monitoring.ceiling_tflops=0.05",
 ]  # fmt: skip
 """A detector and a batch small enough for two processes on two cores; weights are randomly initialised."""
 

@@ -61,7 +61,8 @@ class GatedFusion(nn.Module):
         y = self.norm(x)
         gate = torch.sigmoid(self.importance_net(y).squeeze(-1).float())
         keys = self.k_proj(y).view(batch, length, self.num_heads, -1)
-        logits = torch.einsum("bkhd,hd->bhk", keys.float(), self.seed.float()) * keys.shape[-1] ** -0.5
+        with torch.autocast(x.device.type, enabled=False):  # a plain engine's autocast would make bf16 of the product
+            logits = torch.einsum("bkhd,hd->bhk", keys.float(), self.seed.float()) * keys.shape[-1] ** -0.5
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
         weights = logits.softmax(-1) * gate[:, None]

@@ -58,6 +58,11 @@ class Checkpointer:
         counters = {**counters, "step": step}
         self._pending = self._writer.submit(self._write, step, tensors, counters)
 
+    @property
+    def writing(self) -> bool:
+        """Whether this process still writes a checkpoint in the background."""
+        return self._pending is not None and not self._pending.done()
+
     def wait(self) -> bool:
         """Block until the checkpoint in flight is COMPLETE; False where it could not be written (a full disk)."""
         pending, self._pending = self._pending, None

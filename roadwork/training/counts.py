@@ -40,7 +40,8 @@ class StepCounts:
         self.end_position = end_position
         self.parts = parts
         kept = np.array([keep_count(int(v), keep_ratio) for v in range(int(index.num_views.max()) + 1)])
-        self._kept: NDArray[np.int64] = kept[index.num_views]
+        self._views = np.asarray(index.num_views)
+        self._kept: NDArray[np.int64] = kept[self._views]
         self._label = np.asarray(index.label) >= 0
         self._weather = np.asarray(index.weather) >= 0
         self._classes = np.asarray(index.masks_valid).sum(1)
@@ -51,6 +52,11 @@ class StepCounts:
         first = step * self.global_batch
         last = min(first + self.global_batch, self.end_position)
         return self.order.at(np.arange(first, max(first, last)))
+
+    def views(self, step: int) -> tuple[int, int]:
+        """Views of all photos of an optimizer step, and how many of them pruning keeps."""
+        rows = self.samples(step)
+        return int(self._views[rows].sum()), int(self._kept[rows].sum())
 
     def of(self, step: int) -> Counts:
         """The counts of one optimizer step."""

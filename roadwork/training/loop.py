@@ -22,6 +22,7 @@ from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
 from roadwork.monitoring.progress import Progress
+from roadwork.monitoring.throughput import memory_gib
 from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
 from roadwork.training.curvature import sampled_loss, update_curvature
@@ -29,6 +30,7 @@ from roadwork.training.ema import Average
 from roadwork.training.journal import Journal
 from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
 from roadwork.training.masters import Masters
+from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made, save_model
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.validation import Scores, validate
@@ -103,6 +105,7 @@ class Trainer:
         self.loss = TotalLoss(config.loss)
         self.augment = Augment(config.augment)
         self.counts = self.data.counts(self.micro_steps * engine.world_size)
+        self.utilisation = Utilisation(config, engine, self.model, self.counts)
         self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", config.checkpoint.keep_last)
 
     def _resume(self) -> Counters:
@@ -135,8 +138,11 @@ class Trainer:
         )
         loader = None if counters.finished else self.data.train_loader(self.engine, self.config, counters.step)
         try:
-            if loader is not None and not self._steps(iter(loader), progress):
-                self._finish()
+            if loader is not None:
+                with GarbageCollection(self.config.training.gc_every_steps) as garbage:
+                    stopped = self._steps(iter(loader), progress, garbage)
+                if not stopped:
+                    self._finish()
         finally:
             if loader is not None:
                 loader.close()
@@ -144,7 +150,7 @@ class Trainer:
             self.close()
         return counters
 
-    def _steps(self, batches: Iterator[Batch], progress: Progress) -> bool:
+    def _steps(self, batches: Iterator[Batch], progress: Progress, garbage: GarbageCollection) -> bool:
         """The loop. True where a signal ended it; a checkpoint of the last step is then complete."""
         counters, training = self.counters, self.config.training
         if self._due(counters.step) and not self._validate():
@@ -159,6 +165,7 @@ class Trainer:
             figures = {"loss": record["loss"], **({"mcc": counters.best_mcc} if counters.best_step >= 0 else {})}
             progress.update(step + 1, training.global_batch, figures)
             self._guard(record)
+            garbage.after(step + 1)
             if stop or (self._due(step + 1) and not self._validate()):
                 return self._leave()
             every = self.config.checkpoint.every_steps
@@ -288,14 +295,15 @@ class Trainer:
         """One reduction per step carries the losses, the waits of every rank, the counts and the stop request."""
         engine = self.engine
         waited, spent, seen, skipped = mine
-        per_rank = torch.zeros(engine.world_size, 3, dtype=torch.float64, device=engine.device)
-        bad = (~torch.isfinite(sums[0])).double()
-        per_rank[engine.rank] = torch.stack([sums.new_tensor(waited), sums.new_tensor(spent), bad])
-        small = torch.tensor([seen, skipped, bool(self.stop.received)], dtype=torch.float64, device=engine.device)
-        reduced = engine.all_reduce(torch.cat([sums, small, per_rank.flatten()])).cpu()
+        per_rank = torch.zeros(engine.world_size, 4, dtype=torch.float64, device=engine.device)
+        per_rank[engine.rank, :3] = sums.new_tensor([waited, spent, memory_gib(engine.device)])
+        per_rank[engine.rank, 3] = ~torch.isfinite(sums[0])
+        small = sums.new_tensor([seen, skipped, bool(self.stop.received)])
+        parts = [sums, self.masters.squared_norm().view(1), small, per_rank.flatten()]
+        reduced = engine.all_reduce(torch.cat(parts)).cpu()
         terms = dict(zip(TERMS, reduced[: len(TERMS)].tolist(), strict=True))
-        total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 3].tolist()
-        waits, times, faults = reduced[len(TERMS) + 3 :].view(-1, 3).T.tolist()
+        squared, total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 4].tolist()
+        waits, times, memories, faults = reduced[len(TERMS) + 4 :].view(-1, 4).T.tolist()
         self._faulty = [rank for rank, fault in enumerate(faults) if fault]
         self.counters.samples_seen += int(total_seen)
         norm = self.masters.gradient_norm() if engine.sharded else self.plain_norm
@@ -308,9 +316,12 @@ class Trainer:
             **terms,
             "lr": rate,
             "grad_norm": float(norm) if norm is not None else None,
+            "weight_norm": math.sqrt(squared),
             "images_per_s": total_seen / max(max(times), 1e-9),
             "data_wait_s": max(waits),
             "step_s": max(times),
+            "mfu": self.utilisation.of(step, max(times)),
+            "memory_gib": max(memories),
             "slowest_rank": int(np.argmax(times)),
             "slowest_over_median": max(times) / max(float(np.median(times)), 1e-9),
             "skipped_samples": total_skipped,

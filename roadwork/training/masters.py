@@ -41,6 +41,12 @@ class Masters:
             return list(self._zero.single_partition_of_fp32_groups)
         return list(self.parameters.values())
 
+    @torch.no_grad()
+    def squared_norm(self) -> Tensor:
+        """Squared norm of the masters, fp64 []: this rank's share, so that the sum over ranks is the whole. No sync."""
+        norms = torch.stack(torch._foreach_norm([flat.detach() for flat in self.flats()])).double()
+        return norms.square().sum() / (1 if self._zero is not None else self.engine.world_size)
+
     def states(self) -> list[dict[str, Any]]:
         """Optimizer state of each of `flats()`; empty dictionaries before the first step."""
         return [self.optimizer.state[flat] for flat in self.flats()]

@@ -30,7 +30,7 @@ def check_curves(folder: Path) -> None:
     wanted = {
         f"train/{name}" for name in ("loss", "focal", "consistency", "weather", "segmentation", "lr", "grad_norm")
     }
-    wanted |= {"perf/images_per_s", "perf/data_wait_s", "val/mcc"}
+    wanted |= {"perf/images_per_s", "perf/data_wait_s", "perf/mfu", "perf/memory_gib", "train/weight_norm", "val/mcc"}
     assert wanted <= set(reader.Tags()["scalars"])
     assert [event.step for event in reader.Scalars("train/loss")] == list(range(1, 9)), "curves overlap after a resume"
     assert {"augmented/views", "augmented/masks", "predicted/masks", "val/confusion"} <= set(reader.Tags()["images"])
@@ -68,6 +68,11 @@ def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path
     assert again.status == 0, again.output[-3000:]
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
     check_curves(tmp_path / "torn" / "tensorboard")
+    masters = load_file(tmp_path / "torn" / "checkpoints" / "step-00000008" / "master.safetensors")
+    norm = sum(float(t.double().square().sum()) for t in masters.values()) ** 0.5
+    last = read_last_per_step(tmp_path / "torn" / "metrics.jsonl")[-1]
+    assert last["weight_norm"] == pytest.approx(norm, rel=1e-6), "the norm is of all ranks' shards together"
+    assert last["mfu"] > 0 and last["memory_gib"] > 0.05
     for file in ("master", "exp_avg", "exp_avg_sq", "average"):
         one, other = (
             load_file(tmp_path / run / "checkpoints" / "step-00000008" / f"{file}.safetensors")

@@ -138,6 +138,17 @@ def test_bf16_runs_forward_and_backward_near_fp32(build: Build, photos: Photos, 
     assert model.backbone.net.state_dict().keys() == build(backbone=name).backbone.net.state_dict().keys()
 
 
+def test_a_plain_engines_autocast_runs_forward_and_backward(build: Build, photos: Photos) -> None:
+    """Without ZeRO the weights stay fp32 and torch casts operation by operation: fusion then met an fp32 limit in bf16."""
+    views, mask, boxes = photos([3, 2])
+    model = build().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(views, mask, None, boxes)
+    assert outputs.logits.dtype == torch.float32
+    outputs.logits.sum().backward()
+    assert model.fusion.seed.grad is not None and torch.isfinite(model.fusion.seed.grad).all()
+
+
 def test_image_only_equals_all_null_and_hidden_fields_do_nothing(build: Build, photos: Photos) -> None:
     model = build(metadata_fields=["weather"]).eval()
     views, mask, boxes = photos([3, 2])
