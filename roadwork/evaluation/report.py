@@ -24,6 +24,7 @@ from roadwork.evaluation.photos import photos
 from roadwork.monitoring.runlog import read_last_per_step, read_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 _LONGEST_TABLE = 60
 
 
@@ -82,7 +83,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "skipped": skipped(folder),
         "checkpoints": checkpoints(folder),
         "folds": sorted(p.name for p in folder.glob("folds/fold-*") if p.is_dir()),
-        "fairness": read_json(folder / "fairness.json"),
+        "fairness": fairness(folder, manifest),
         "challenge": (evaluation or {}).get("challenge"),
         "config": flattened(config) if config else None,
     }
@@ -106,6 +107,19 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     except (OSError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def fairness(folder: Path, manifest: Any) -> dict[str, Any] | None:
+    """Figures of `benchmarks.fairness`: those of this very run, else, for photos of the embedded benchmark, the newest
+    dated result of the repository with the day and commit it is from.
+    """
+    own = read_json(folder / "fairness.json")
+    source = (manifest or {}).get("source", {})
+    if own or not str(source.get("spec", "")).startswith("street"):
+        return own or None
+    results = sorted(RESULTS.glob("????-??-??-fairness.json"))
+    record = read_json(results[-1]) if results else None
+    return record and record["figures"] | {"measured": f"measured on {record['date']} at commit {record['commit']}"}
 
 
 def read_probabilities(path: Path, column: str = "probability") -> dict[str, float]:
