@@ -1,0 +1,96 @@
+"""The README's commands and its Python are run as they stand, on own photos, where neither a network nor a GPU is needed.
+
+Only places are exchanged: folders for temporary ones, the hub for a CSV (both are sources), `gpu.yaml` for `cpu.yaml`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from roadwork.config import ModelConfig
+from roadwork.models import RoadworkDetector
+from tests.data.photos import encode, scene
+from tests.launching import ROOT, environment, free_port
+
+
+def blocks(language: str) -> list[str]:
+    """The README's fenced blocks of a language, lines joined at backslashes."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+    return [block.replace("\\\n", " ") for block in found]
+
+
+def command(start: str, places: dict[str, str]) -> list[str]:
+    """The README's first command that holds these words, its places exchanged, as words to run."""
+    lines = (line for block in blocks("bash") for line in block.splitlines())
+    line = next((" ".join(line.split()) for line in lines if start in " ".join(line.split())), None)
+    assert line, f"README.md has no command with {start!r}"
+    words = [places.get(word, word) for word in shlex.split(line)]
+    if words[0] == "accelerate":
+        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:]]
+    return [sys.executable, *words[1:]]
+
+
+def run(words: list[str]) -> str:
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the README's names stand for here: 24 photos with GPS in a CSV, a target region, folders."""
+    folder = tmp_path_factory.mktemp("readme")
+    lines = ["path,label,latitude,longitude,group"]
+    for k in range(24):
+        (folder / f"{k}.jpg").write_bytes(encode(scene(k, 320, 240)))
+        lines.append(f"{k}.jpg,{k % 4 > 0:d},{40.4 + k / 50},{-80.0 + k / 50},drive-{k // 2}")
+    (folder / "photos.csv").write_text("\n".join(lines) + "\n")
+    (folder / "target.csv").write_text("latitude,longitude\n40.44,-79.99\n40.30,-79.54\n")
+    return {
+        "natix": f"csv:{folder}/photos.csv", "csv:/data/photos.csv": f"csv:{folder}/photos.csv",
+        "target.csv": f"{folder}/target.csv", "shards/natix": f"{folder}/shards", "runs/natix": f"{folder}/run",
+        "runs/mine": f"{folder}/mine", "runs/mine/shards": f"{folder}/mine/shards",
+        "accelerate_configs/gpu.yaml": "accelerate_configs/cpu.yaml",
+    }  # fmt: skip
+
+
+def test_shards_are_built_described_and_a_run_is_foreseen(places: dict[str, str]) -> None:
+    run([*command("python -m shards.build --source natix", places), "--view-size", "64"])
+    assert Path(places["shards/natix"], "manifest.json").is_file()
+    told = run(command("python -m shards.describe", places))
+    assert "km" in told and "leak" in told.lower()
+    words = command("launch/pretrain.py --run.dir runs/natix", places)
+    words.insert(words.index("--config_file"), f"--main_process_port={free_port()}")
+    told = run(words)
+    assert "--dry_run" in words and "parameters:" in told and "disk:" in told
+
+
+def test_the_pipeline_says_what_it_would_do(places: dict[str, str]) -> None:
+    told = run([*command("python launch/pipeline.py", places), "--dry_run"])
+    stages = ("shards", "pretrain", "dora_folds", "predict", "evaluate")
+    assert all(f"{stage}: to do" in told for stage in stages)
+    assert f"--source {places['natix']}" in told and "--test-fraction 0.2" in told
+
+
+def test_the_python_of_the_readme_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    tiny = ModelConfig(
+        backbone="test_vit", weights="random", prune_after=2, hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2,
+        expert_dim=24, segmentation_size=16,
+    )  # fmt: skip
+    RoadworkDetector(tiny, 64).eval().save_pretrained(tmp_path / "model")
+    (tmp_path / "photo.jpg").write_bytes(encode(scene(1, 320, 240)))
+    (code,) = blocks("python")
+    for name, place in (("runs/demo/model", tmp_path / "model"), ("photo.jpg", tmp_path / "photo.jpg")):
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', repr(str(place)))
+    exec(compile(code, "README.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
