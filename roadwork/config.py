@@ -36,6 +36,11 @@ class DataConfig:
     """Micro-batches that each worker prepares ahead."""
     gps_weighted: bool = True
     """Draw training photos by their GPS weight; false draws each photo once per epoch."""
+    order: str = "global"
+    """`global`: any photo may follow any other; `windowed`: `data.window` photos at a time from few shards, for remote
+    or slow storage. Each photo is drawn equally often in both."""
+    window: int = 8192
+    """Photos that a window of `data.order=windowed` shuffles together; the cache should hold the shards of two."""
     bad_sample_budget: float = 0.001
     """Share of drawn samples that may fail to decode before the run stops with an error."""
     cache_dir: str = ""
@@ -462,6 +467,9 @@ def validate(config: Config) -> None:
         raise UserError(f"checkpoint.keep_last is {config.checkpoint.keep_last}; at least 2 are kept")
     if not 0 < config.predict.prior < 1:
         raise UserError(f"predict.prior is {config.predict.prior}; a prior lies strictly between 0 and 1")
+    if config.data.order not in ("global", "windowed"):
+        raise UserError(f"data.order is {config.data.order!r}; allowed: global, windowed")
+    _positive("data.window", config.data.window)
     strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
     if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):
         raise UserError(f"pipeline.stages is {config.pipeline.stages}; allowed, in this order: {', '.join(PIPELINE)}")

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from roadwork.config import Config, accumulation
+from roadwork.cpu_bf16 import widen_products
 from roadwork.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Engine:
         on_cpu = _choose_device(config)
         _default_environment()
         _set_threads(config.engine.threads)
+        if on_cpu:
+            widen_products()
         plugin = _deepspeed_plugin(config, on_cpu, steps)
         accelerator = _accelerator(config, plugin, on_cpu, steps)
         engine = cls(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from roadwork.command_line import parse
 from roadwork.config import Config, accumulation
+from roadwork.cpu_bf16 import widen_products
 from roadwork.data.loader import Batch, TrainLoader
 from roadwork.losses import Targets, TotalLoss
 from roadwork.training.curvature import sampled_loss
@@ -38,6 +39,7 @@ class Run:
     """Weights in `dtype` to compute with, fp32 masters to step with."""
 
     def __init__(self, options: list[str], world: int, dtype: torch.dtype) -> None:
+        widen_products()  # the kernels of the ranks
         self.config: Config = parse("pretrain", options).config
         self.world, self.dtype = world, dtype
         self.data = build_data(self.config)
