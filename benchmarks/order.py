@@ -1,4 +1,5 @@
-"""The order as a function: positions per second, memory per sample, exactness of the counts, time to the first batch.
+"""The order as a function: positions per second, memory per sample, exactness of the counts, shards read by
+a window of positions, time to the first batch.
 
 `python -m benchmarks.order [--json] [--big 100000000]`
 
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roadwork.data.order import EndlessOrder, EpochOrder
+from roadwork.data.order import EndlessOrder, EpochOrder, Windows
 from roadwork.data.table import mapped_table
 
 BATCH = 4096
@@ -66,6 +67,25 @@ def count_errors(n: int, epochs: int = 30) -> tuple[float, float]:
     return float(np.abs(counts - expected).max()), float(np.abs(ten).max())
 
 
+def locality(n: int, per_shard: int = 256, window: int = 8192) -> dict[str, float]:
+    """Shards that the positions of one window read, the mean over an epoch, and rates, in both orders."""
+    weights, edges = weights_of(n), np.append(np.arange(0, n, per_shard), n)
+    found: dict[str, float] = {"window": window, "samples_per_shard": per_shard, "shards": len(edges) - 1}
+    for name, windows in (("global", None), ("windowed", Windows(edges, window))):
+        order = EpochOrder(weights, 0, 1, windows=windows)
+        opened = []
+        started = time.process_time()
+        samples = [order.at(np.arange(first, min(first + BATCH, n))) for first in range(0, n, BATCH)]
+        found[f"epoch_positions_per_s_{name}"] = round(n / (time.process_time() - started))
+        shards = np.concatenate(samples) // per_shard
+        for first in range(0, n, window):
+            opened.append(len(np.unique(shards[first : first + window])))
+        found[f"shards_per_window_{name}"] = round(statistics.mean(opened), 1)
+        found[f"most_shards_per_window_{name}"] = max(opened)
+        found[f"shard_openings_per_epoch_{name}"] = sum(opened)
+    return found
+
+
 def first_batches(n: int) -> dict[str, float]:
     """Seconds to build the table, and to the first 256 positions in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
@@ -91,6 +111,7 @@ def main() -> None:
     result: dict[str, Any] = {f"positions_per_s_{n}": round(rate(n)) for n in (10**4, 10**6, 10**7)}
     result["positions_per_s"] = result[f"positions_per_s_{10**6}"]
     result["worst_count_error_epoch"], result["worst_count_error_ten"] = count_errors(20_000)
+    result["locality"] = locality(10**6)
     result["big"] = options.big
     result.update(first_batches(options.big))
     result.update(batch=BATCH, load=os.getloadavg()[0], cores=os.cpu_count())

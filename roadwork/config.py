@@ -36,6 +36,11 @@ class DataConfig:
     """Micro-batches that each worker prepares ahead."""
     gps_weighted: bool = True
     """Draw training photos by their GPS weight; false draws each photo once per epoch."""
+    order: str = "global"
+    """`global`: any photo may follow any other; `windowed`: `data.window` photos at a time from few shards, for remote
+    or slow storage. Each photo is drawn equally often in both."""
+    window: int = 8192
+    """Photos that a window of `data.order=windowed` shuffles together; the cache should hold the shards of two."""
     bad_sample_budget: float = 0.001
     """Share of drawn samples that may fail to decode before the run stops with an error."""
     cache_dir: str = ""

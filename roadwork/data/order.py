@@ -3,94 +3,24 @@
 An epoch is systematic resampling (Kitagawa 1996, J. Comput. Graph. Stat. 5(1), appendix) read in a shuffled order:
 draw k of m lands on the sample whose stretch of the cumulative weights holds (k + u) / m of the total, and position p
 reads draw `permutation(p)`. Every sample is thus drawn within 1 of its expected number of times per epoch; u moves by
-the golden ratio from epoch to epoch, so that rounding evens out over epochs as fast as it can.
+the golden ratio from epoch to epoch, so that rounding evens out over epochs as fast as it can. Which permutation is taken
+changes the order of the draws, never the draws: with `Windows`, reads stay near each other and the counts are the same.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
+from roadwork.data.permutation import GOLDEN, MASK, Permutation, ShardPermutation, splitmix64
 from roadwork.errors import UserError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Words = npt.NDArray[np.uint64]
 
-ROUNDS = 8
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-"""2**64 times the fractional part of the golden ratio."""
 _CHUNK = 1 << 20
-
-
-def splitmix64(x: int) -> int:
-    """The finaliser of SplitMix64 (Steele et al. 2014): a keyed bijection of 64-bit words that mixes every bit."""
-    x = (x + _GOLDEN) & _MASK
-    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & _MASK
-    return x ^ x >> 31
-
-
-class Permutation:
-    """A keyed pseudo-random bijection of 0..n-1, computed element by element.
-
-    A Feistel network on Z_a x Z_b with a * b just above n (Black and Rogaway 2002, section 5); the few results outside
-    0..n-1 are fed in again until they fall inside (cycle walking), which keeps the map a bijection.
-    """
-
-    def __init__(self, n: int, key: int) -> None:
-        self.n = int(n)
-        self.a = next(a for a in range(int(self.n**0.5), self.n + 2) if a * a >= self.n)
-        self.b = -(-self.n // self.a)
-        self.keys = [np.uint64(splitmix64(key + r)) for r in range(ROUNDS)]
-
-    def forward(self, x: Ints) -> Ints:
-        """int64 [...] in 0..n-1 -> int64 [...] in 0..n-1."""
-        return self._walk(x, self._encipher)
-
-    def inverse(self, y: Ints) -> Ints:
-        """The x with forward(x) = y."""
-        return self._walk(y, self._decipher)
-
-    def _walk(self, x: Ints, step: object) -> Ints:
-        y = step(x)  # type: ignore[operator]
-        outside = np.flatnonzero(y >= self.n)
-        while outside.size:
-            y[outside] = step(y[outside])  # type: ignore[operator]
-            outside = outside[y[outside] >= self.n]
-        return y
-
-    def _encipher(self, x: Ints) -> Ints:
-        left, right = np.divmod(x.astype(np.uint64), np.uint64(self.b))
-        for r in range(0, ROUNDS, 2):
-            left = _add(left, _hash(right, self.keys[r], self.a), self.a)
-            right = _add(right, _hash(left, self.keys[r + 1], self.b), self.b)
-        return (left * np.uint64(self.b) + right).astype(np.int64)
-
-    def _decipher(self, y: Ints) -> Ints:
-        left, right = np.divmod(y.astype(np.uint64), np.uint64(self.b))
-        for r in range(ROUNDS - 2, -1, -2):
-            right = _add(right, np.uint64(self.b) - _hash(left, self.keys[r + 1], self.b), self.b)
-            left = _add(left, np.uint64(self.a) - _hash(right, self.keys[r], self.a), self.a)
-        return (left * np.uint64(self.b) + right).astype(np.int64)
-
-
-def _hash(x: Words, key: np.uint64, modulus: int) -> Words:
-    """A word of x and key in 0..modulus-1 (multiply and shift instead of a division)."""
-    h = (x + key) * np.uint64(0xBF58476D1CE4E5B9)
-    h ^= h >> np.uint64(29)
-    h *= np.uint64(0x94D049BB133111EB)
-    h >>= np.uint64(32)
-    h *= np.uint64(modulus)
-    h >>= np.uint64(32)
-    return h
-
-
-def _add(x: Words, y: Words, modulus: int) -> Words:
-    """x + y mod modulus, for x < modulus and y <= modulus."""
-    total = x + y
-    return np.minimum(total, total - np.uint64(modulus))
 
 
 def cumulative_table(weights: npt.ArrayLike, out: Floats | None = None) -> Floats:
@@ -118,6 +48,21 @@ def cumulative_table(weights: npt.ArrayLike, out: Floats | None = None) -> Float
     return table
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Keep reads near each other: each window of `size` positions reads few shards.
+
+    edges: int64 [S + 1], 0 to n: first sample of each shard. size: positions per window, at least 1.
+    """
+
+    edges: Ints
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or len(self.edges) < 2 or (np.diff(self.edges) < 0).any() or self.edges[0] != 0:
+            raise ValueError(f"windows of {self.size} over edges {self.edges[:3]}...: a size from 1, edges from 0 up")
+
+
 class EpochOrder:
     """Which sample each position of one epoch reads.
 
@@ -126,6 +71,7 @@ class EpochOrder:
         seed, epoch: choose the permutation and the offset.
         num_draws: positions of the epoch; default n.
         cumulative: `cumulative_table(weights)` made before (for example memory-mapped); `weights` is not read then.
+        windows: keep the reads of neighbouring positions in few shards; without, any position may read anywhere.
     """
 
     def __init__(
@@ -136,6 +82,7 @@ class EpochOrder:
         num_draws: int | None = None,
         *,
         cumulative: Floats | None = None,
+        windows: Windows | None = None,
     ) -> None:
         if cumulative is None:
             if weights is None:
@@ -145,14 +92,19 @@ class EpochOrder:
         self.num_draws = len(cumulative) if num_draws is None else int(num_draws)
         if self.num_draws < 1 or epoch < 0:
             raise ValueError(f"num_draws is {self.num_draws}, epoch {epoch}; at least 1 and 0 are needed")
-        root = splitmix64(seed & _MASK)
-        self.permutation = Permutation(self.num_draws, splitmix64(root ^ epoch))
+        root = splitmix64(seed & MASK)
         # Whole words, so that the offset of epoch 10^6 is as exact as that of epoch 0.
-        self.offset = ((splitmix64(root) + epoch * _GOLDEN & _MASK) >> 11) * 2.0**-53
+        self.offset = ((splitmix64(root) + epoch * GOLDEN & MASK) >> 11) * 2.0**-53
         total = float(cumulative[-1])
         self._spacing = total / self.num_draws
         # (k + u) * spacing may round up to the total: that draw belongs to the last sample with any weight.
         self._last = int(np.searchsorted(cumulative, total, side="left"))
+        key = splitmix64(root ^ epoch)
+        self.permutation: Permutation | ShardPermutation
+        if windows is None:
+            self.permutation = Permutation(self.num_draws, key)
+        else:
+            self.permutation = ShardPermutation(self._bounds(windows.edges), windows.size, key)
 
     def __len__(self) -> int:
         return self.num_draws
@@ -162,21 +114,44 @@ class EpochOrder:
         wanted = np.asarray(positions, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_draws):
             raise IndexError(f"positions {wanted.min()}..{wanted.max()} leave the epoch of {self.num_draws} draws")
-        draws = self.permutation.forward(wanted.reshape(-1))
+        return self._sample(self.permutation.forward(wanted.reshape(-1))).reshape(wanted.shape)
+
+    def _sample(self, draws: Ints) -> Ints:
+        """The sample that each draw lands on; never falls as the draw's number rises."""
         # side="right" finds the first sum beyond the point: a sample of weight 0 repeats its predecessor's sum.
         found = np.searchsorted(self.cumulative, (draws + self.offset) * self._spacing, side="right")
-        return np.minimum(found, self._last).astype(np.int64).reshape(wanted.shape)
+        return np.minimum(found, self._last).astype(np.int64)
+
+    def _bounds(self, edges: Ints) -> Ints:
+        """First draw of each shard, int64 [S + 1]: the number of draws that land before its first sample."""
+        if edges[-1] != len(self.cumulative):
+            raise ValueError(f"the windows' edges end at {edges[-1]}, the order has {len(self.cumulative)} samples")
+        before = np.where(edges > 0, self.cumulative[np.maximum(edges, 1) - 1], 0.0)
+        guess = np.ceil(before / self._spacing - self.offset).astype(np.int64)
+        bounds = np.clip(guess, 0, self.num_draws)
+        # Rounding may put the guess one draw beside the truth, which is what `_sample` says.
+        bounds -= (bounds > 0) & (self._sample(bounds - 1) >= edges)
+        bounds += (bounds < self.num_draws) & (self._sample(bounds) < edges)
+        bounds[-1] = self.num_draws
+        return bounds
 
 
 class EndlessOrder:
     """The stream over all epochs: global position p is position p mod n of epoch p div n (n = number of samples)."""
 
-    def __init__(self, weights: npt.ArrayLike | None, seed: int, *, cumulative: Floats | None = None) -> None:
+    def __init__(
+        self,
+        weights: npt.ArrayLike | None,
+        seed: int,
+        *,
+        cumulative: Floats | None = None,
+        windows: Windows | None = None,
+    ) -> None:
         if cumulative is None:
             if weights is None:
                 raise ValueError("an order needs weights or their cumulative table")
             cumulative = cumulative_table(weights)
-        self.cumulative, self.seed = cumulative, seed
+        self.cumulative, self.seed, self.windows = cumulative, seed, windows
         self._epochs: dict[int, EpochOrder] = {}
 
     def __len__(self) -> int:
@@ -202,5 +177,6 @@ class EndlessOrder:
         if order is None:
             if len(self._epochs) > 8:
                 self._epochs.clear()
-            order = self._epochs[epoch] = EpochOrder(None, self.seed, epoch, cumulative=self.cumulative)
+            order = EpochOrder(None, self.seed, epoch, cumulative=self.cumulative, windows=self.windows)
+            self._epochs[epoch] = order
         return order

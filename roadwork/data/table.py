@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roadwork.data.index import ShardIndex
-from roadwork.data.order import EndlessOrder, cumulative_table
+from roadwork.data.order import EndlessOrder, Windows, cumulative_table
 from roadwork.data.shards import atomic_file
 
 Floats = npt.NDArray[np.float64]
@@ -44,16 +45,32 @@ def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: F
     return np.load(path, mmap_mode="r")
 
 
-def open_order(index: ShardIndex, seed: int, *, weighted: bool = True) -> EndlessOrder:
+def open_order(index: ShardIndex, seed: int, *, weighted: bool = True, window: int = 0) -> EndlessOrder:
     """The training stream of a split by its GPS weights, or each photo once per epoch.
+
+    window: positions of a window that reads few shards (`Windows`); 0: any position may read any shard.
 
     From MAP_FROM samples on the table is memory-mapped beside the index (beside the cache for remote shards), so that
     ranks share it and a relaunch does not build it again.
     """
+    windows = Windows(np.searchsorted(index.shard, np.arange(len(index.shards) + 1)), window) if window else None
     if not weighted:
-        return EndlessOrder(np.ones(len(index)), seed)
+        return EndlessOrder(np.ones(len(index)), seed, windows=windows)
     if len(index) < MAP_FROM:
-        return EndlessOrder(index.gps_weight, seed)
+        return EndlessOrder(index.gps_weight, seed, windows=windows)
     folder = index.cache.folder if index.cache else index.folder
     key = index.manifest["indexes"][index.split]["sha256"][:16]
-    return EndlessOrder(None, seed, cumulative=mapped_table(folder, index.split, key, index.gps_weight))
+    table = mapped_table(folder, index.split, key, index.gps_weight)
+    return EndlessOrder(None, seed, cumulative=table, windows=windows)
+
+
+def stream_digest(index: ShardIndex, *, weighted: bool = True) -> str:
+    """SHA-256 of the photos' names, their shards and, where they count, their weights: all that an order draws from.
+
+    Masks and other columns may change in the middle of a run; these may not.
+    """
+    digest = hashlib.sha256()
+    for column in (index.id, index.shard, *((index.gps_weight,) if weighted else ())):
+        digest.update(f"{column.dtype.str} {column.shape} ".encode())
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.hexdigest()

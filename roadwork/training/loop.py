@@ -63,6 +63,25 @@ class Counters:
     global_batch: int = 0
     seed: int = 0
     samples: int = 0
+    order: str = ""
+    """`global` or `windowed by N`; empty: a checkpoint from before this was kept."""
+    photos: str = ""
+    """SHA-256 of the photos and weights that the order draws from; empty: likewise."""
+
+    def check_order(self, now: Counters, path: Path) -> None:
+        """UserError where the launch `now` would draw other photos than the run of checkpoint `path`."""
+        for name in ("global_batch", "seed", "samples", "order"):
+            before, after = getattr(self, name), getattr(now, name)
+            if before not in ("", after):
+                raise UserError(
+                    f"{path} was trained with {name} {before}, this launch has {after}; "
+                    "the order of samples depends on it: give the same, or another --run.dir"
+                )
+        if self.photos not in ("", now.photos):
+            raise UserError(
+                f"{path} was trained on other photos or weights (the shards were built anew or reweighted, or "
+                "data.gps_weighted changed); the order of samples depends on them: give the same, or another --run.dir"
+            )
 
 
 class Trainer:
@@ -113,18 +132,20 @@ class Trainer:
             self.checkpoints.clean()
         self.engine.barrier()
         config = self.config
-        fresh = Counters(global_batch=config.training.global_batch, seed=config.seed, samples=len(self.data.train))
+        data = self.data
+        fresh = Counters(
+            global_batch=data.global_batch,
+            seed=config.seed,
+            samples=len(data.train),
+            order=data.kind,
+            photos=data.photos,
+        )
         path = self.checkpoints.newest()
         if path is None:
             return fresh
         stored = load_training_state(path, self.masters, self.average)
         counters = Counters(**{k: v for k, v in stored.items() if k in Counters.__dataclass_fields__})
-        for name in ("global_batch", "seed", "samples"):
-            if getattr(counters, name) != getattr(fresh, name):
-                raise UserError(
-                    f"{path} was trained with {name} {getattr(counters, name)}, this launch has {getattr(fresh, name)}; "
-                    "the order of samples depends on it: give the same, or another --run.dir"
-                )
+        counters.check_order(fresh, path)
         ended_early = bool(config.training.patience) and counters.stale_validations >= config.training.patience
         counters.finished = counters.finished and (ended_early or counters.step >= self.steps_total)
         log.info("resumed from %s", path)

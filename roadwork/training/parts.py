@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -16,6 +15,7 @@ from roadwork.config import Config
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader, TrainLoader
 from roadwork.data.order import EndlessOrder
+from roadwork.data.table import open_order, stream_digest
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.models.detector import RoadworkDetector
@@ -32,6 +32,10 @@ class Data:
     train: ShardIndex
     val: ShardIndex
     order: EndlessOrder
+    kind: str
+    """`global`, or `windowed by N`."""
+    photos: str
+    """SHA-256 of the photos and weights that the order draws from."""
     steps: int
     """Optimizer steps of the run."""
     end_position: int
@@ -85,14 +89,16 @@ def build_data(config: Config) -> Data:
     for name, index in (("train", train), ("val", val)):
         if not len(index):
             raise UserError(f"{config.data.shards} has no photo in split {name}; build shards with more photos")
-    weights = np.asarray(train.gps_weight, dtype=np.float64) if config.data.gps_weighted else np.ones(len(train))
     training, batch = config.training, config.training.global_batch
+    weighted, window = config.data.gps_weighted, config.data.window if config.data.order == "windowed" else 0
     end = training.max_steps * batch if training.max_steps else round(training.epochs * len(train))
     per_epoch = max(1, math.ceil(len(train) / batch))
     return Data(
         train=train,
         val=val,
-        order=EndlessOrder(weights, config.seed),
+        order=open_order(train, config.seed, weighted=weighted, window=window),
+        kind=f"windowed by {window}" if window else "global",
+        photos=stream_digest(train, weighted=weighted),
         steps=math.ceil(end / batch),
         end_position=end,
         validate_every=training.validate_every_steps or per_epoch,

@@ -1,0 +1,61 @@
+"""A checkpoint continues only over the photos, weights and order that it was trained with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roadwork.config import Config
+from roadwork.data.reweight import reweight
+from roadwork.errors import UserError
+from roadwork.training.loop import Counters
+from roadwork.training.parts import Data, build_data
+from tests.data.sheets import build
+
+
+def counters(data: Data, seed: int = 0) -> Counters:
+    return Counters(
+        global_batch=data.global_batch, seed=seed, samples=len(data.train), order=data.kind, photos=data.photos
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    made = Config()
+    made.data.shards = str(build(tmp_path / "shards"))
+    made.training.max_steps = 4
+    return made
+
+
+def test_the_same_shards_and_options_continue(config: Config, tmp_path: Path) -> None:
+    before = counters(build_data(config))
+    before.check_order(counters(build_data(config)), tmp_path)
+    config.data.shards = str(build(tmp_path / "copy"))
+    before.check_order(counters(build_data(config)), tmp_path)
+    replace(before, order="", photos="").check_order(counters(build_data(config)), tmp_path)  # of an earlier version
+
+
+def test_shards_reweighted_between_two_launches_are_refused(config: Config, tmp_path: Path) -> None:
+    before = counters(build_data(config))
+    (tmp_path / "target.csv").write_text("latitude,longitude\n40.1,-70.1\n")
+    reweight(config.data.shards, str(tmp_path / "target.csv"))
+    with pytest.raises(UserError, match="step-7 was trained on other photos or weights") as caught:
+        before.check_order(counters(build_data(config)), tmp_path / "step-7")
+    assert "reweighted" in str(caught.value) and "--run.dir" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_order_is_refused(config: Config, tmp_path: Path) -> None:
+    before = counters(build_data(config))
+    config.data.order = "windowed"
+    config.data.window = 16
+    windowed = counters(build_data(config))
+    with pytest.raises(UserError, match="with order global, this launch has windowed by 16"):
+        before.check_order(windowed, tmp_path)
+    config.data.window = 8
+    with pytest.raises(UserError, match="with order windowed by 16, this launch has windowed by 8"):
+        windowed.check_order(counters(build_data(config)), tmp_path)
+    config.data.order, config.data.gps_weighted = "global", False
+    with pytest.raises(UserError, match="data.gps_weighted changed"):
+        before.check_order(counters(build_data(config)), tmp_path)
+    with pytest.raises(UserError, match="with seed 0, this launch has 1"):
+        before.check_order(replace(before, seed=1), tmp_path)
