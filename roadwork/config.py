@@ -36,7 +36,7 @@ class DataConfig:
     """Micro-batches that each worker prepares ahead."""
     gps_weighted: bool = True
     """Draw training photos by their GPS weight; false draws each photo once per epoch."""
-    order: str = "global"
+    order: Literal["global", "windowed"] = "global"
     """`global`: any photo may follow any other; `windowed`: `data.window` photos at a time from few shards, for remote
     or slow storage. Each photo is drawn equally often in both."""
     window: int = 8192
