@@ -342,6 +342,8 @@ class PredictConfig:
     """Predict without metadata, as the service does."""
     challenge: bool = False
     """Score under the challenge's replicated distribution as well."""
+    challenge_synthetic: str = ""
+    """Its generated half: a folder with 0/ and 1/, or a CSV `path,label`. Empty: every standing says 'real half only'."""
 
 
 @dataclass
@@ -462,6 +464,10 @@ def validate(config: Config) -> None:
         raise UserError(f"checkpoint.keep_last is {config.checkpoint.keep_last}; at least 2 are kept")
     if not 0 < config.predict.prior < 1:
         raise UserError(f"predict.prior is {config.predict.prior}; a prior lies strictly between 0 and 1")
+    if config.predict.challenge_synthetic and not config.predict.challenge:
+        raise UserError(
+            "predict.challenge_synthetic is given, but predict.challenge is off; add --predict.challenge true"
+        )
     strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
     if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):
         raise UserError(f"pipeline.stages is {config.pipeline.stages}; allowed, in this order: {', '.join(PIPELINE)}")
