@@ -8,10 +8,12 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from roadwork.config import Config, validate
 from roadwork.errors import UserError
+
+Tool = TypeVar("Tool")
 
 STAGES = ("pretrain", "find_lr", "dora_folds", "predict", "evaluate", "pseudo_masks", "pipeline")
 
@@ -71,6 +73,32 @@ def parse(stage: str, argv: list[str] | None = None) -> Invocation:
     config = Config(**{k: v for k, v in vars(made).items() if k in names})
     validate(config)
     return Invocation(config, bool(made.dry_run))
+
+
+def tool_parser(tool: str, kind: type) -> Any:
+    """The command line of a tool outside a run: the fields of one dataclass as flat options."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    made = jsonargparse.ArgumentParser(prog=f"launch/{tool}.py", description=kind.__doc__, exit_on_error=False)
+    made.add_argument("--config", action="config", help="YAML file of options; the command line wins over it")
+    made.add_class_arguments(kind)
+    return made
+
+
+def parse_tool(tool: str, kind: type[Tool], argv: list[str] | None = None) -> Tool:
+    """Read the command line of a tool. Raises as `parse`."""
+    cli = tool_parser(tool, kind)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known = [name for action in cli._actions for name in action.option_strings]
+    _refuse_unknown_flags(arguments, known)
+    try:
+        namespace = cli.parse_args(arguments)
+    except SystemExit:
+        raise
+    except Exception as error:  # as in parse
+        raise UserError(_one_line(error, known)) from None
+    return kind(**{f.name: namespace[f.name] for f in dataclasses.fields(cast(Any, kind))})
 
 
 def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:

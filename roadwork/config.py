@@ -349,6 +349,8 @@ class PredictConfig:
     """Predict without metadata, as the service does."""
     challenge: bool = False
     """Score under the challenge's replicated distribution as well."""
+    challenge_synthetic: str = ""
+    """Its generated half: a folder with 0/ and 1/, or a CSV `path,label`. Empty: every standing says 'real half only'."""
 
 
 @dataclass

@@ -56,6 +56,10 @@ def validate(config: Config) -> None:
         raise UserError(f"checkpoint.keep_last is {config.checkpoint.keep_last}; at least 2 are kept")
     if not 0 < config.predict.prior < 1:
         raise UserError(f"predict.prior is {config.predict.prior}; a prior lies strictly between 0 and 1")
+    if config.predict.challenge_synthetic and not config.predict.challenge:
+        raise UserError(
+            "predict.challenge_synthetic is given, but predict.challenge is off; add --predict.challenge true"
+        )
     _positive("data.window", config.data.window)
     strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
     if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from roadwork import command_line
+from roadwork.inference.options import ExportOptions, ServiceOptions
 from shards import build
 
+TOOLS: dict[str, type] = {"export": ExportOptions, "serve": ServiceOptions}
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (".", "docs", "benchmarks")
 PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
@@ -40,6 +42,10 @@ def anchors(path: Path) -> set[str]:
 def known_options() -> set[str]:
     """Every option of the stages, of the tools for shards and of the benchmarks."""
     found = {name for action in command_line.parser("pretrain")._actions for name in action.option_strings}
+    for name, kind in TOOLS.items():
+        found |= {
+            option for action in command_line.tool_parser(name, kind)._actions for option in action.option_strings
+        }
     for tool in sorted([*(ROOT / "shards").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         found |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', tool.read_text(encoding="utf-8")))
     return found | OTHERS
@@ -112,13 +118,16 @@ def test_the_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
             (i for i, word in enumerate(words) if re.fullmatch(r"launch/(slurm/)?\w+\.(py|sbatch)", word)), None
         )
         arguments = [str(own) if word == "my.yaml" else word for word in words[(script or 0) + 1 :]]
-        if script is not None:
+        if script is not None and (tool := Path(words[script]).stem) in TOOLS:
+            command_line.parse_tool(tool, TOOLS[tool], arguments)
+            tools += 1
+        elif script is not None:
             command_line.parse(Path(words[script]).stem, arguments)
             stages += 1
         elif words[:3] == ["python", "-m", "shards.build"]:
             build.options_of(build.parser().parse_args(words[3:]))
             tools += 1
-    assert stages >= 8 and tools >= 1
+    assert stages >= 8 and tools >= 3
 
 
 def test_every_dependency_has_its_reason() -> None:

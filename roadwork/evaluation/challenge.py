@@ -8,6 +8,7 @@ last 100 and the last 10 answers. Its synthetic half needs generated pictures; w
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -229,31 +230,53 @@ def draw_challenges(labels: Sequence[Any], rounds: int, seed: int) -> list[Chall
     return questions
 
 
-def read_synthetic(folder: str | Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    """Generated pictures: FOLDER/0/* without and FOLDER/1/* with roadwork -> paths and labels."""
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label in (0, 1):
-        found = sorted(
-            p for p in (Path(folder) / str(label)).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")
-        )
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise UserError(f"no synthetic pictures in {folder}; expected {folder}/0/*.jpg and {folder}/1/*.jpg")
-    return paths, np.asarray(labels, dtype=np.int64)
+def read_synthetic(place: str | Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
+    """Generated pictures -> paths and labels.
+
+    place: a folder with 0/* (no roadwork) and 1/* (roadwork), or a CSV with the header path,label, paths relative to it.
+    Raises UserError where there is no picture, a label is neither 0 nor 1, or a picture is missing.
+    """
+    place = Path(place)
+    if place.suffix.lower() == ".csv" and place.is_file():
+        return _listed(place)
+    found = [
+        (path, label)
+        for label in (0, 1)
+        for path in sorted((place / str(label)).glob("*"))
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    ]
+    if not found:
+        raise UserError(f"no synthetic pictures in {place}; expected {place}/0/*.jpg and {place}/1/*.jpg, or a CSV")
+    return [path for path, _ in found], np.asarray([label for _, label in found], dtype=np.int64)
+
+
+def _listed(file: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows or not {"path", "label"} <= set(rows[0]):
+        raise UserError(f"{file} holds no synthetic pictures; expected the header path,label and a line per picture")
+    paths = [file.parent / (row["path"] or "") for row in rows]
+    for row, path in zip(rows, paths, strict=True):
+        if row["label"] not in ("0", "1"):
+            raise UserError(f"{file}: label {row['label']!r} of {row['path']}; give 0 (no roadwork) or 1 (roadwork)")
+        if not path.is_file():
+            raise UserError(f"{file}: {path} is not a file; paths are relative to the CSV")
+    return paths, np.asarray([int(row["label"]) for row in rows], dtype=np.int64)
 
 
 def open_picture(picture: Any) -> Picture:
-    """uint8 [H, W, 3] of an array, a PIL image, bytes, a path, or uint8 [3, H, W]."""
+    """uint8 [H, W, 3] of an array, a PIL image, bytes, a path, or uint8 [3, H, W]; UserError for an unreadable file."""
     if isinstance(picture, np.ndarray):
         if picture.ndim == 3 and picture.shape[0] == 3 and picture.shape[2] != 3:
             picture = picture.transpose(1, 2, 0)
         return np.ascontiguousarray(picture)
+    if isinstance(picture, str | Path):
+        try:
+            return open_picture(Image.open(picture))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"picture {picture} cannot be read: {error}; remove or replace it") from error
     if isinstance(picture, bytes):
         picture = Image.open(io.BytesIO(picture))
-    elif isinstance(picture, str | Path):
-        picture = Image.open(picture)
     return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 

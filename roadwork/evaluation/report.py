@@ -69,6 +69,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "run": folder.name or str(folder),
         "evaluation": evaluation,
         "best": next((s for s in (evaluation or {}).get("systems", []) if s["chosen"]), None),
+        "alone": pixels_alone(evaluation),
         "weights": (model or {}).get("weights_origin"),
         "manifest": manifest,
         "target": target_words(manifest),
@@ -216,6 +217,12 @@ def training(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "skipped": sum(r.get("skipped_samples") or 0 for r in log),
         "nonfinite": sum(bool(r.get("nonfinite")) for r in log),
     }
+
+
+def pixels_alone(evaluation: Any) -> list[Mapping[str, Any]]:
+    """Scores on pixels alone and on one 224 px view, which stand beside the chosen system's own."""
+    rows = [s for s in (evaluation or {}).get("systems", []) if s["name"].startswith("image_only") and not s["chosen"]]
+    return sorted(rows, key=lambda row: str(row["name"]))
 
 
 def decisions(details: Any) -> list[dict[str, Any]]:

@@ -26,13 +26,13 @@ from roadwork.evaluation.assess import evaluate as assess
 from roadwork.evaluation.errors import join
 from roadwork.evaluation.photos import Photos
 from roadwork.evaluation.report import read_json, read_probabilities, uncalibrated, write_report
+from roadwork.inference.standing import challenge_standing, synthetic_half
 from roadwork.models import RoadworkDetector
 from roadwork.monitoring.board import Board
 from roadwork.monitoring.console import quiet_libraries
 
 NAMES = {"weather": WEATHER, "daytime": DAYTIME, "scene": SCENE}
 OWN_PREDICTIONS = "evaluation_predictions.csv"
-CHALLENGE_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def prepare(config: Config) -> Prepared:
             f"{run} has neither predictions.csv for split {config.predict.split} nor a saved model; run "
             f"launch/predict.py --run.dir {run} --predict.split {config.predict.split} first"
         )
+    synthetic_half(config)
     return Prepared(index, train, systems, chosen, model, notes)
 
 
@@ -229,25 +230,6 @@ def network_answers(
         "image_only_224": {name: q for name, _, q, _ in found},
     }
     return systems, {name: view for name, _, _, view in found}
-
-
-def challenge_standing(
-    network: RoadworkDetector, config: Config, engine: Engine, index: ShardIndex, rounds: int = CHALLENGE_ROUNDS
-) -> dict[str, Any] | None:
-    """The simulated standing of the network on the split's labelled photos, questions shared out. Collective.
-
-    None without a labelled photo. Photos are stitched from the views, at most 1280 px wide.
-    """
-    rows = np.flatnonzero(np.asarray(index.label) >= 0)
-    if not len(rows):
-        return None
-    questions = challenge.draw_challenges([np.asarray(index.label)[rows]], rounds, config.seed)
-    mine = list(enumerate(questions))[engine.rank :: engine.world_size]
-    answers = challenge.ask(network.predict_batch, mine, [Photos(index, rows)], config.seed)
-    pairs = [(number, float(p)) for (number, _), p in zip(mine, answers, strict=True)]
-    everything = np.asarray([p for _, p in sorted(engine.gather_object(pairs))])
-    groups = np.asarray(index.group)[rows]
-    return challenge.standing(everything, questions, groups, len(rows), False, config.predict.bootstrap, config.seed)
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +20,9 @@ from roadwork.inference.export import write_model
 from roadwork.inference.members import Members, find_members, load_members
 from roadwork.inference.output import write_predictions
 from roadwork.inference.plan import Plan, held_out, make_plan
+from roadwork.inference.standing import challenge_standing, standing_words, synthetic_half
 from roadwork.inference.transforms import transforms
+from roadwork.models import RoadworkDetector
 from roadwork.monitoring.console import quiet_libraries
 
 
@@ -40,6 +45,7 @@ def prepare(config: Config) -> Prepared:
     target = ShardIndex.open(config.data.shards, config.predict.split)
     if len(target) == 0:
         raise UserError(f"split {config.predict.split} of {config.data.shards} is empty; give another --predict.split")
+    synthetic_half(config)
     return Prepared(train, val, target, folds)
 
 
@@ -51,6 +57,7 @@ def run_predict(config: Config) -> Path:
     quiet_libraries(logs / f"predict-rank-{launched_rank():04d}.log")
     engine = Engine.start(config, "predict")
     plan, answers = predict(config, engine, prepared)
+    standing = own_standing(config, engine, prepared) if config.predict.challenge else None
     path = Path(config.run.dir) / "predictions.csv"
     if engine.is_main:
         for name, system in plan.systems.items():
@@ -59,8 +66,23 @@ def run_predict(config: Config) -> Path:
         sys.stdout.write(
             f"answers by {plan.chosen}; model/ is {plan.network}; {len(answers.ids)} predictions: {path}\n"
         )
+        if standing is not None:
+            sys.stdout.write(standing_words(standing) + "\n")
     engine.close()
     return path
+
+
+def own_standing(config: Config, engine: Engine, prepared: Prepared) -> dict[str, Any] | None:
+    """The challenge standing of the network just written to model/, kept in RUN/challenge.json. Collective."""
+    run = Path(config.run.dir)
+    network = RoadworkDetector.from_pretrained(run / "model", engine.device)
+    standing = challenge_standing(network, config, engine, prepared.target)
+    if engine.is_main and standing is not None:
+        temporary = run / f".challenge.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(standing, indent=1, allow_nan=False))
+        temporary.replace(run / "challenge.json")
+    engine.barrier()
+    return standing
 
 
 def describe(config: Config) -> None:

@@ -252,7 +252,7 @@ class RoadworkDetector(Saved, nn.Module):
         fused, attention = self.fusion(x, mask)
         joined = fused
         if self.metadata_encoder is not None:
-            joined = torch.cat([fused, self.metadata_encoder(metadata, len(fused))], dim=-1)
+            joined = torch.cat([fused, self.metadata_encoder(metadata, fused.shape[0])], dim=-1)
         middle = mask / mask.sum(1, keepdim=True)
         return Outputs(
             logits=self.classifier(joined).float(),
@@ -290,7 +290,8 @@ class RoadworkDetector(Saved, nn.Module):
         if not (views.is_floating_point() or views.dtype == torch.uint8):
             raise ValueError(f"views are {views.dtype}; expected floats in [0, 1] or uint8")
         self.backbone.check_size(*views.shape[-2:])
-        if views.device.type == "cpu" and views.is_floating_point():  # a GPU would have to wait for the answer
+        on_host = views.device.type == "cpu" and not torch.compiler.is_exporting()
+        if on_host and views.is_floating_point():  # a GPU would have to wait for the answer
             low, high = (float(bound) for bound in views.detach().aminmax())
             if not -0.01 <= low <= high <= 1.01:
                 raise ValueError(

@@ -7,10 +7,9 @@ import io
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -68,10 +67,10 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
 
 def _decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
+        picture = Image.open(io.BytesIO(data))  # itself refuses twice the limit
+        if math.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{picture.width}x{picture.height} px, at most {Image.MAX_IMAGE_PIXELS} are decoded")
+        picture.load()
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and struct.error for damaged files
         raise ValueError(f"image {name} does not decode: {error}") from error
     return _convert(picture, name)
@@ -91,6 +90,32 @@ def _convert(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
         return np.array(picture.convert("RGB"))
     except Exception as error:  # lazily loaded files fail here
         raise ValueError(f"image {name} cannot be converted: {error}") from error
+
+
+class CutPhoto(NamedTuple):
+    """One photo cut into the views that the network sees."""
+
+    views: npt.NDArray[np.uint8]
+    """[V, S, S, 3]."""
+    boxes: npt.NDArray[np.float32]
+    """[V, 4] as fractions of the photo (x0, y0, x1, y1)."""
+
+
+def padded(photos: Sequence[CutPhoto], slots: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Photos as the detector's arguments: float views [B, V, 3, S, S] in [0, 1], mask bool [B, V], boxes [B, V, 4].
+
+    V is the largest number of views among them, or `slots` where that is larger.
+    """
+    size, most = photos[0].views.shape[1], max(slots, *(len(photo.views) for photo in photos))
+    views = torch.zeros(len(photos), most, 3, size, size)
+    mask = torch.zeros(len(photos), most, dtype=torch.bool)
+    boxes = torch.zeros(len(photos), most, 4)
+    for i, photo in enumerate(photos):
+        count = len(photo.views)
+        views[i, :count] = torch.from_numpy(photo.views).permute(0, 3, 1, 2).float() / 255
+        mask[i, :count] = True
+        boxes[i, :count] = torch.from_numpy(photo.boxes)
+    return views, mask, boxes
 
 
 class Saved(nn.Module):
@@ -190,45 +215,36 @@ class Saved(nn.Module):
         """
         return self.predict_batch([image])[0]
 
-    @torch.inference_mode()
     def predict_batch(self, images: Sequence[Any], batch: int = 8) -> list[float]:
         """The same for several pictures, `batch` at a time."""
-        pictures = [to_rgb(image) for image in images]
-        was, self_device = self.training, next(self.parameters()).device
+        photos = [self.cut(image) for image in images]
+        return [p for i in range(0, len(photos), batch) for p in self.answer(photos[i : i + batch])]
+
+    def cut(self, image: Any) -> CutPhoto:
+        """A picture (see `to_rgb`) as the views that the network sees; safe in several threads."""
+        rgb = to_rgb(image)
+        height, width = rgb.shape[:2]
+        boxes = view_boxes(width, height, self.view_size)
+        views = make_views(rgb, boxes, self.view_size)
+        return CutPhoto(views, boxes / np.array([width, height, width, height], dtype=np.float32))
+
+    @torch.inference_mode()
+    def answer(self, photos: Sequence[CutPhoto]) -> list[float]:
+        """Calibrated probabilities of at least one photo in one forward pass; training mode is as before afterwards."""
+        was, device = self.training, next(self.parameters()).device
         self.eval()
-        answers: list[float] = []
         try:
-            for start in range(0, len(pictures), batch):
-                views, mask, boxes = self._views(pictures[start : start + batch])
-                outputs = self(views.to(self_device), mask, None, boxes, segmentation=False)
-                answers += self.probabilities(outputs.logits).tolist()
+            views, mask, boxes = padded(photos)
+            outputs = self(views.to(device), mask, None, boxes, segmentation=False)
+            return self.probabilities(outputs.logits).tolist()
         finally:
             self.train(was)
-        return answers
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B, 2] -> float64 [B]: sigmoid((positive - negative) * scale + bias)."""
         scale, bias = (1.0, 0.0) if self.calibration is None else _scale_bias(self.calibration)
         margin = (logits[:, 1] - logits[:, 0]).double()
         return torch.sigmoid(margin * scale + bias)
-
-    def _views(self, pictures: list[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Padded float views [B, V, 3, S, S], mask and boxes as fractions."""
-        cut = []
-        for rgb in pictures:
-            height, width = rgb.shape[:2]
-            boxes = view_boxes(width, height, self.view_size)
-            whole = np.array([width, height, width, height], dtype=np.float32)
-            cut.append((make_views(rgb, boxes, self.view_size), boxes / whole))
-        size, most = self.view_size, max(len(boxes) for _, boxes in cut)
-        views = torch.zeros(len(cut), most, 3, size, size)
-        mask = torch.zeros(len(cut), most, dtype=torch.bool)
-        fractions = torch.zeros(len(cut), most, 4)
-        for i, (pixels, boxes) in enumerate(cut):
-            views[i, : len(boxes)] = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-            mask[i, : len(boxes)] = True
-            fractions[i, : len(boxes)] = torch.from_numpy(boxes)
-        return views, mask, fractions
 
 
 def _scale_bias(calibration: dict[str, float]) -> tuple[float, float]:

@@ -14,7 +14,8 @@ class Slots:
 
     Skipping needs the number of valid slots on the host. A mask on the CPU gives it for nothing, also when the pixels
     are on a GPU; a mask on the GPU would stall the queue, so then every slot is computed (the shapes stay constant,
-    which compiled blocks want) and masks hide the padding later. Both give the same results.
+    which compiled blocks want; an exported graph has no choice) and masks hide the padding later. Both give the same
+    results.
     """
 
     batch: int
@@ -26,7 +27,7 @@ class Slots:
     def of(cls, mask: Tensor, device: torch.device) -> Slots:
         """Slots of a bool [B, V] mask, for values on `device`."""
         batch, views = mask.shape
-        if mask.device.type != "cpu" or bool(mask.all()):
+        if torch.compiler.is_exporting() or mask.device.type != "cpu" or bool(mask.all()):
             return cls(batch, views, None)
         index = mask.flatten().nonzero().squeeze(1)
         return cls(batch, views, index.to(device, non_blocking=True))

@@ -208,7 +208,7 @@ def run_folds(config: Config) -> Path:
     if engine.is_main:
         for fold in range(prepared.data.number):
             sys.stdout.write(_line(fold_path(folder, fold)) + "\n")
-        sys.stdout.write(f"out-of-fold predictions: {folder / 'oof.csv'}\n")
+        sys.stdout.write(f"out-of-fold predictions: {folder / 'oof.csv'} (optimistic: pre-training saw these photos)\n")
     engine.close()
     return folder
 

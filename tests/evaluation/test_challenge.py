@@ -242,3 +242,21 @@ def test_synthetic_half_is_read_and_asked(tmp_path):
     assert standing["no_answer"] == 8 and standing["out_of_range"] == 4
     with pytest.raises(UserError, match="no synthetic pictures"):
         challenge.read_synthetic(tmp_path / "0")
+
+
+def test_synthetic_half_may_be_a_table(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    table = tmp_path / "made.csv"
+    table.write_text("path,label\na.png,1\nb.png,0\n")
+    paths, labels = challenge.read_synthetic(table)
+    assert [path.name for path in paths] == ["a.png", "b.png"] and labels.tolist() == [1, 0]
+    for text, message in {
+        "path,label\n": "no synthetic pictures",
+        "file,label\na.png,1\n": "path,label",
+        "path,label\na.png,yes\n": "label 'yes' of a.png",
+        "path,label\nc.png,1\n": "c.png is not a file",
+    }.items():
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            challenge.read_synthetic(table)

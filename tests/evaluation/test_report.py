@@ -27,6 +27,7 @@ def made(tmp_path_factory):
     scored, train = ShardIndex.open(shards, "test"), ShardIndex.open(shards, "train")
     chosen = read_probabilities(run / "predictions.csv")
     systems = {"ensemble": chosen, "pretrained": probabilities(scored, 0.5, 1)}
+    systems |= {"image_only": probabilities(scored, 0.4, 2), "image_only_224": probabilities(scored, 0.2, 3)}
     result = evaluate(scored, systems, "ensemble", train=train, resamples=100, centres=scored.manifest["clusters"])
     (run / "evaluation.json").write_text(json.dumps(result))
     return run, scored, train
@@ -45,6 +46,10 @@ def test_the_result_and_its_interval_come_first(made):
         f"MCC {result['mcc']:.3f} 95 % interval {result['mcc_interval'][0]:.3f} to {result['mcc_interval'][1]:.3f}"
     )
     assert text.index(expected) < 120
+    beside = {row["name"]: row for row in json.loads((run / "evaluation.json").read_text())["systems"]}[
+        "image_only_224"
+    ]
+    assert f"one centred 224 px view, as the challenge sends it: MCC {beside['mcc']:.3f} (" in text
     assert "10 held-out groups" in text and "Backbone weights: random" in text
 
 
@@ -58,6 +63,7 @@ def test_every_part_is_there_with_its_figures(made):
         "These give the label away: description (missing)", "1 records were rejected", "truncated_image 1",
         "1 samples could not be read", "training.learning_rate", "checkpoints/step-00000030", "Not simulated",
         "within 50 km 0.720 0.300 0.700", "Validation MCC with its interval",
+        "Out-of-fold answers (folds/oof.csv) are optimistic",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert "<b>broken</b>" not in page and "&lt;b&gt;broken&lt;/b&gt;" in page

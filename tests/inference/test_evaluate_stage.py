@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from roadwork.config import Config, ModelConfig
+from roadwork.config import Config, ModelConfig, validate
 from roadwork.data.index import ShardIndex
 from roadwork.errors import UserError
 from roadwork.evaluation.report import read_probabilities
-from roadwork.inference.evaluate import challenge_standing, prepare
+from roadwork.inference.evaluate import prepare
+from roadwork.inference.standing import challenge_standing
 from roadwork.models import RoadworkDetector
 from tests.evaluation.fake_run import write_predictions
 from tests.launching import TINY
@@ -90,6 +92,28 @@ def test_the_challenge_is_shared_out_without_changing_it(model, shards):
     assert challenge_standing(network, config, Rank(1, 2, box), index, rounds=24) == alone
     assert alone["rounds"] == 24 and alone["what"] == "real half only"
     json.dumps(alone, allow_nan=False)
+
+
+def test_a_generated_half_is_asked_where_one_is_given(model, shards, tmp_path):
+    index, config = ShardIndex.open(shards, "test"), Config()
+    config.predict.bootstrap, config.predict.challenge = 20, True
+    for label in (0, 1):
+        (tmp_path / str(label)).mkdir()
+        Image.new("RGB", (300, 240), (80 + 90 * label, 90, 90)).save(tmp_path / str(label) / "generated.png")
+    config.predict.challenge_synthetic = str(tmp_path)
+    network = RoadworkDetector.from_pretrained(model)
+    both = challenge_standing(network, config, Rank(0, 1, []), index, rounds=24)
+    assert both["what"] == "real and synthetic halves"
+    (tmp_path / "1" / "generated.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match="generated.png cannot be read"):
+        challenge_standing(network, config, Rank(0, 1, []), index, rounds=24)
+    config.predict.challenge_synthetic = str(tmp_path / "nowhere")
+    config.run.dir, config.data.shards, config.predict.split = str(model.parent), str(shards), "test"
+    with pytest.raises(UserError, match="no synthetic pictures in .*nowhere"):
+        prepare(config)
+    config.predict.challenge = False
+    with pytest.raises(UserError, match="predict.challenge is off"):
+        validate(config)
 
 
 def test_predictions_that_cover_the_split_are_what_is_scored(launch, run, shards):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from roadwork.errors import UserError
 from roadwork.models import RoadworkDetector
-from roadwork.models.saved import to_rgb
+from roadwork.models.saved import padded, to_rgb
 
 Build = Callable[..., RoadworkDetector]
 
@@ -54,7 +54,7 @@ def test_saved_and_loaded_models_are_equal(
 
 def test_calibration_is_used_and_kept(build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8]) -> None:
     model = build().eval()
-    views, mask, boxes = model._views([photo])
+    views, mask, boxes = padded([model.cut(photo)])
     with torch.no_grad():
         logits = model(views, mask, None, boxes).logits[0].double()
     margin = float(logits[1] - logits[0])

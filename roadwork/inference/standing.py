@@ -1,0 +1,59 @@
+"""The simulated standing of a network in the live challenge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roadwork.config import Config
+from roadwork.data.index import ShardIndex
+from roadwork.engine import Engine
+from roadwork.evaluation import challenge
+from roadwork.evaluation.photos import Photos
+from roadwork.models import RoadworkDetector
+
+ROUNDS = 1000
+
+
+def synthetic_half(config: Config) -> tuple[list[Path], npt.NDArray[np.int64]] | None:
+    """Paths and labels of predict.challenge_synthetic, None without one. UserError where it cannot be used."""
+    place = config.predict.challenge_synthetic
+    return challenge.read_synthetic(place) if place else None
+
+
+def challenge_standing(
+    network: RoadworkDetector, config: Config, engine: Engine, index: ShardIndex, rounds: int = ROUNDS
+) -> dict[str, Any] | None:
+    """The network's standing on the split's labelled photos and the generated half, questions shared out. Collective.
+
+    None without a labelled photo. Photos are stitched from the views, at most 1280 px wide. Pixels alone, and whatever
+    is asked has 224 px: this IS the image-only figure. Without a generated half it says 'real half only'.
+    """
+    rows = np.flatnonzero(np.asarray(index.label) >= 0)
+    if not len(rows):
+        return None
+    sources: list[Any] = [Photos(index, rows)]
+    labels = [np.asarray(index.label)[rows]]
+    generated = synthetic_half(config)
+    if generated is not None:
+        sources.append(generated[0])
+        labels.append(generated[1])
+    questions = challenge.draw_challenges(labels, rounds, config.seed)
+    mine = list(enumerate(questions))[engine.rank :: engine.world_size]
+    answers = challenge.ask(network.predict_batch, mine, sources, config.seed)
+    pairs = [(number, float(p)) for (number, _), p in zip(mine, answers, strict=True)]
+    everything = np.asarray([p for _, p in sorted(engine.gather_object(pairs))])
+    groups, bootstrap = np.asarray(index.group)[rows], config.predict.bootstrap
+    return challenge.standing(everything, questions, groups, len(rows), generated is not None, bootstrap, config.seed)
+
+
+def standing_words(standing: dict[str, Any]) -> str:
+    """One line for a terminal."""
+    low, high = standing["reward_interval"]
+    return (
+        f"challenge ({standing['what']}): MCC {standing['mcc']:.3f}, accuracy {standing['accuracy']:.3f}, "
+        f"reward {standing['reward']:.3f} ({low:.3f} to {high:.3f})"
+    )

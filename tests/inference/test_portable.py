@@ -1,0 +1,74 @@
+"""The exported graphs answer what the model answers, in runtimes that know nothing of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from roadwork.config import ModelConfig
+from roadwork.errors import UserError
+from roadwork.inference.options import ExportOptions
+from roadwork.inference.portable import export, export_program, run_onnx
+from roadwork.models import RoadworkDetector
+from roadwork.models.saved import padded
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny detector with random weights whose answers differ from picture to picture."""
+    torch.manual_seed(0)
+    shape = ModelConfig(
+        backbone="test_vit", weights="random", hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, expert_dim=24,
+        segmentation_size=8, prune_after=1,
+    )  # fmt: skip
+    detector = RoadworkDetector(shape, 64)
+    with torch.no_grad():
+        detector.classifier[-1].weight.mul_(300)
+        detector.pruner.net[-1].weight.mul_(100)
+    folder = tmp_path_factory.mktemp("portable") / "model"
+    return detector.save_pretrained(folder, calibration={"temperature": 0.5, "bias": 0.3})
+
+
+@pytest.fixture(scope="module")
+def written(model: Path) -> dict[Path, float]:
+    return export(ExportOptions(model=str(model), format="both"))
+
+
+def test_onnxruntime_and_torch_export_answer_as_the_model(model: Path, written: dict[Path, float]) -> None:
+    assert [str(path.relative_to(model)) for path in written] == ["exported/model.pt2", "onnx/model.onnx"]
+    assert max(written.values()) < 1e-5
+    detector = RoadworkDetector.from_pretrained(model)
+    rng = np.random.default_rng(5)
+    shapes = [(224, 224), (360, 640), (700, 300), (224, 224), (90, 160)]
+    pictures = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    cut = [detector.cut(picture) for picture in pictures]
+    assert {len(photo.views) for photo in cut} >= {1, 12}
+    expected = [detector.predict(picture) for picture in pictures]
+    assert np.ptp(expected) > 1e-2, "answers that hardly differ would prove nothing"
+    for run in (run_onnx(model / "onnx" / "model.onnx"), torch.export.load(model / "exported" / "model.pt2").module()):
+        together = run(*padded(cut, 12)).tolist()
+        alone = [run(*padded([photo], 12)).item() for photo in cut]
+        assert together == pytest.approx(expected, abs=1e-5) and alone == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_graph_says_what_it_takes(model: Path, written: dict[Path, float]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [
+        ("views", [12, 3, 64, 64]), ("view_mask", [12]), ("boxes", [12, 4]),
+    ]  # fmt: skip
+    known = session.get_modelmeta().custom_metadata_map
+    assert known["view_size"] == "64" and known["views"] == "12"
+    assert RoadworkDetector.from_pretrained(model).predict(np.zeros((64, 64, 3), dtype=np.uint8)) <= 1
+    assert not list(model.rglob(".*"))
+
+
+def test_impossible_numbers_of_views_and_missing_models_are_one_line(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--views is 13; give 1 to 12"):
+        export_program(RoadworkDetector.from_pretrained(model), 13)
+    with pytest.raises(UserError, match="holds no saved model"):
+        export(ExportOptions(model=str(tmp_path)))

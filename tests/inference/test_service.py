@@ -1,0 +1,239 @@
+"""The service as a process of its own, asked by a real client over loopback: good pictures, bad ones, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from roadwork.config import ModelConfig
+from roadwork.models import RoadworkDetector
+from tests.launching import ROOT, environment, free_port
+
+httpx = pytest.importorskip("httpx")
+MAX_BYTES = 200_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny detector with random weights whose answers differ from picture to picture."""
+    torch.manual_seed(0)
+    shape = ModelConfig(
+        backbone="test_vit", weights="random", hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, expert_dim=24,
+        segmentation_size=8, prune_after=1,
+    )  # fmt: skip
+    detector = RoadworkDetector(shape, 64)
+    with torch.no_grad():
+        detector.classifier[-1].weight.mul_(300)
+    return detector.save_pretrained(tmp_path_factory.mktemp("served") / "model", {"temperature": 0.7, "bias": -0.2})
+
+
+@contextmanager
+def running(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The service on a free port of loopback, and its process; killed at the end where it still runs."""
+    port = free_port()
+    command = [sys.executable, "launch/serve.py", "--model", str(model), "--port", str(port), *options]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    client = httpx.Client(timeout=5)
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 200
+    try:
+        while True:
+            try:
+                client.get(f"{url}/health").raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < until, "the service did not start"
+                time.sleep(0.1)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[httpx.Client]:
+    """Of a service with small limits."""
+    options = (f"--max_bytes={MAX_BYTES}", "--max_pixels=4000000", "--timeout_s=120")
+    with running(model, *options) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def photo(seed: int, width: int, height: int, kind: str = "JPEG") -> bytes:
+    """A blocky random picture."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def huge_png(side: int) -> bytes:
+    """A few dozen bytes whose header promises side x side pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [head, b"IDAT" + zlib.compress(b""), b"IEND"]
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+JPEG = {"content-type": "image/jpeg"}
+GOOD = photo(0, 224, 224)
+BAD: dict[str, tuple[int, str, Callable[[], dict[str, object]]]] = {
+    "empty": (400, "empty", lambda: {"content": b"", "headers": JPEG}),
+    "cut JPEG": (422, "decode", lambda: {"content": GOOD[: len(GOOD) // 2], "headers": JPEG}),
+    "head of a JPEG": (422, "not_an_image|decode", lambda: {"content": GOOD[:20], "headers": JPEG}),
+    "cut PNG": (422, "decode", lambda: {"content": photo(1, 64, 64, "PNG")[:-60]}),
+    "text": (422, "not_an_image", lambda: {"content": b"hello", "headers": JPEG}),
+    "vector drawing": (422, "not_an_image", lambda: {"content": b"%!PS-Adobe-3.0 EPSF-3.0\n"}),
+    "JSON": (415, "content type 'application/json'", lambda: {"json": {"image": "x"}}),
+    "a form of words": (415, "content type", lambda: {"data": {"image": "x"}}),
+    "too small": (422, "too_small", lambda: {"content": photo(0, 8, 8), "headers": JPEG}),
+    "too many bytes": (413, "larger than", lambda: {"content": b"x" * (MAX_BYTES + 1), "headers": JPEG}),
+    "too many bytes in pieces": (413, "larger than", lambda: {"content": iter([b"x" * 50_000] * 9), "headers": JPEG}),
+    "too many bytes in a form": (413, "larger than", lambda: {"files": {"image": b"x" * (MAX_BYTES + 1)}}),
+    "bomb": (413, "too_many_pixels", lambda: {"content": huge_png(60_000)}),
+    "small bomb": (413, "too_many_pixels", lambda: {"content": huge_png(2_001)}),
+    "form without a file": (422, "no file", lambda: {"files": {"note": (None, "words")}}),
+    "form with two files": (400, "Too many files", lambda: {"files": {"a": GOOD, "b": GOOD}}),
+    "form with an empty file": (400, "empty", lambda: {"files": {"image": b""}}),
+    "form of text": (422, "not_an_image", lambda: {"files": {"image": b"hello"}}),
+    "form without a boundary": (400, "boundary", lambda: {"content": GOOD, "headers": {"content-type": "multipart/form-data"}}),
+    "broken form": (400, "form", lambda: {"content": GOOD, "headers": {"content-type": "multipart/form-data; boundary=x"}}),
+    "odd charset": (422, "no file", lambda: {
+        "content": b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
+        "headers": {"content-type": "multipart/form-data; boundary=x; charset=hex"},
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_the_clients_fault_and_says_why(client: httpx.Client, name: str) -> None:
+    status, reason, request = BAD[name]
+    answer = client.post("/predict", **request())
+    assert answer.status_code == status, answer.text
+    assert re.search(reason, answer.json()["detail"]), answer.text
+
+
+def test_a_huge_head_is_refused_and_the_service_goes_on(client: httpx.Client) -> None:
+    answer = client.post("/predict", content=GOOD, headers={"x": "y" * 100_000})
+    assert answer.status_code == 400 and answer.text
+    assert client.get("/predict").status_code == 405
+    assert client.post("/other", content=GOOD).status_code == 404
+    with socket.create_connection(("127.0.0.1", client.base_url.port)) as rude:  # leaves in mid-sentence
+        rude.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nabc")
+    assert client.post("/predict", content=GOOD).status_code == 200
+
+
+def pictures() -> list[bytes]:
+    """Of several sizes and formats: the service's own, and some with many views."""
+    shapes = [(224, 224), (640, 360), (300, 700), (16, 16), (1000, 90)]
+    return [photo(i, *shapes[i % 5], "PNG" if i % 4 == 3 else "JPEG") for i in range(20)]
+
+
+def test_many_at_once_get_the_answers_of_predict(client: httpx.Client, model: Path) -> None:
+    sent, clients, rounds = pictures(), 8, 5
+
+    async def load() -> list[list[tuple[int, float]]]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=120) as many:
+
+            async def one(number: int) -> list[tuple[int, float]]:
+                found = []
+                for i in range(rounds):
+                    which = (number * 7 + i * 3) % len(sent)
+                    form = {"files": {"image": ("x.jpg", sent[which])}} if i % 2 else {"content": sent[which]}
+                    answer = await many.post("/predict", **form)
+                    assert answer.status_code == 200, answer.text
+                    found.append((which, answer.json()["probability"]))
+                return found
+
+            return await asyncio.gather(*(one(number) for number in range(clients)))
+
+    before = counted(client)
+    found = [pair for part in asyncio.run(load()) for pair in part]
+    detector = RoadworkDetector.from_pretrained(model)
+    expected = {which: detector.predict(sent[which]) for which in {which for which, _ in found}}
+    assert len(found) == clients * rounds and np.ptp(list(expected.values())) > 1e-2
+    assert max(abs(p - expected[which]) for which, p in found) < 1e-5
+    assert counted(client) - before == len(found)
+
+
+def counted(client: httpx.Client) -> int:
+    """Answers of status 200 by the service's own count."""
+    page = client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = re.search(r'^roadwork_requests_total\{status="200"\} (\d+)$', page.text, flags=re.M)
+    return int(found[1]) if found else 0
+
+
+def test_metrics_agree_with_themselves(client: httpx.Client) -> None:
+    client.post("/predict", content=GOOD)
+    client.post("/predict", content=b"hello")
+    text = client.get("/metrics").text
+    values = dict(re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", text, flags=re.M))
+    requests = sum(int(v) for k, v in values.items() if k.startswith("roadwork_requests_total"))
+    assert int(values["roadwork_request_seconds_count"]) == requests
+    assert values['roadwork_request_seconds_bucket{le="+Inf"}'] == values["roadwork_request_seconds_count"]
+    answered = int(values['roadwork_requests_total{status="200"}'])
+    assert float(values["roadwork_batch_photos_sum"]) == answered
+    assert not [k for k in values if 'status="5' in k]
+    assert values["roadwork_pending_requests"] == "0"
+
+
+def test_sigterm_answers_what_is_here_and_leaves_with_status_0(model: Path) -> None:
+    with running(model, "--max_wait_ms=2000", "--timeout_s=120") as (url, process):  # answers wait for company
+
+        async def scene() -> list[int]:
+            async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+                for _ in range(20):  # a machine may be too slow to have all four in the house at once
+                    asked = [asyncio.create_task(client.post("/predict", content=GOOD)) for _ in range(4)]
+                    while not any(answer.done() for answer in asked):
+                        if "roadwork_pending_requests 4" in (await client.get("/metrics")).text:
+                            process.send_signal(signal.SIGTERM)
+                            return [(await answer).status_code for answer in asked]
+                    await asyncio.gather(*asked)
+                return []
+
+        assert asyncio.run(scene()) == [200] * 4
+        assert process.wait(60) == 0
+
+
+def test_slow_senders_and_crowds_are_turned_away(model: Path) -> None:
+    from roadwork.inference.options import ServiceOptions
+    from roadwork.inference.service import Service, create_app
+
+    service = Service(RoadworkDetector.from_pretrained(model), ServiceOptions(timeout_s=0.5, max_pending=1))
+
+    async def never() -> AsyncIterator[bytes]:
+        yield GOOD[:100]
+        await asyncio.sleep(3600)
+
+    async def scene() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(create_app(service))
+        async with service.running(), httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            slow = asyncio.create_task(client.post("/predict", content=never()))
+            while not service.metrics.pending:
+                await asyncio.sleep(0)
+            crowd = await client.post("/predict", content=GOOD)
+            return await slow, crowd
+
+    slow, crowd = asyncio.run(scene())
+    assert slow.status_code == 408 and "0.5 s" in slow.json()["detail"]
+    assert crowd.status_code == 503 and crowd.headers["retry-after"]
+    assert service.metrics.pending == 0
