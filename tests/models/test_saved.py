@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from roadwork.errors import UserError
@@ -50,6 +51,15 @@ def test_saved_and_loaded_models_are_equal(
     assert model.weights_origin in card
     assert "random" in card if name == "test_vit" else "ImageNet" in card
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_folder_is_one_that_the_hub_takes_as_it_is(build: Build, tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path, {"temperature": 1.0, "bias": 0.0})
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "model.safetensors", "config.json", "calibration.json", "README.md",
+    }  # fmt: skip
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert data["pipeline_tag"] == "image-classification" and data["library_name"] == "roadwork"
 
 
 def test_calibration_is_used_and_kept(build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8]) -> None:
