@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from roadwork.config import Config, accumulation
+from roadwork.cpu_bf16 import widen_products
 from roadwork.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Engine:
         on_cpu = _choose_device(config)
         _default_environment()
         _set_threads(config.engine.threads)
+        if on_cpu:
+            widen_products()
         plugin = _deepspeed_plugin(config, on_cpu, steps)
         accelerator = _accelerator(config, plugin, on_cpu, steps)
         engine = cls(
@@ -270,17 +273,21 @@ def _shipped() -> list[str]:
 
 def _accelerator(config: Config, plugin: Any, on_cpu: bool, steps: int) -> Accelerator:
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
     bf16 = plugin is None or plugin.deepspeed_config.get("bf16", {}).get("enabled", False)
     group = InitProcessGroupKwargs(
         backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=config.engine.timeout_s)
     )
+    # Some trainable parameters get no gradient, such as a token that the backbone's forward pass does not use.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
     return Accelerator(
+        # Without DeepSpeed, Accelerate sees one process on each rank of a machine without GPUs unless it is told.
+        cpu=plugin is None and on_cpu and launched_world_size() > 1,
         mixed_precision="bf16" if bf16 else "no",
         deepspeed_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-        kwargs_handlers=[group],
+        kwargs_handlers=[group, parallel],
         step_scheduler_with_optimizer=False,
     )
