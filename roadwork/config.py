@@ -407,7 +407,7 @@ class PipelineConfig:
     """All stages in order."""
 
     stages: list[str] = field(default_factory=lambda: ["shards", "pretrain", "dora_folds", "predict", "evaluate"])
-    """Of shards, pseudo_masks, find_lr, pretrain, dora_folds, predict, evaluate; in this order."""
+    """Of fairness (embedded benchmark), shards, pseudo_masks, find_lr, pretrain, dora_folds, predict, evaluate; in order."""
     source: str = ""
     """Photos for `shards.build --source`; empty: data.shards must be there."""
     build: list[str] = field(default_factory=list)
@@ -441,7 +441,7 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
 
-PIPELINE = ("shards", "pseudo_masks", "find_lr", "pretrain", "dora_folds", "predict", "evaluate")
+PIPELINE = ("fairness", "shards", "pseudo_masks", "find_lr", "pretrain", "dora_folds", "predict", "evaluate")
 
 
 def validate(config: Config) -> None:

@@ -17,6 +17,7 @@ from roadwork.engine import ROOT
 from roadwork.errors import UserError
 
 DEPENDS = {
+    "fairness": ("pipeline", "seed"),
     "shards": ("pipeline", "seed"),
     "pseudo_masks": ("data", "masks"),
     "find_lr": ("data", "model", "augment", "loss", "optimizer", "training", "lr_finder", "seed"),
@@ -78,10 +79,21 @@ def _command(config: Config, stage: str, options: Path) -> list[str]:
             return []
         build = ["--source", config.pipeline.source, "--out", config.data.shards, "--seed", str(config.seed)]
         return [sys.executable, "-m", "shards.build", *build, *config.pipeline.build]
+    if stage == "fairness":
+        return _fairness(config)
     script = [str(ROOT / "launch" / f"{stage}.py"), "--config", str(options)]
     if given := os.environ.get("ROADWORK_LAUNCHER"):  # a batch system's, which knows nodes and processes itself
         return [*shlex.split(given), *script]
     return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_launch_options(config), *script]
+
+
+def _fairness(config: Config) -> list[str]:
+    """Measure the very photos that the embedded benchmark draws for this run; nothing for photos of another source."""
+    name, _, photos = config.pipeline.source.partition(":")
+    if name != "street":
+        return []
+    options = ["--first-seed", str(config.seed), "--out", str(Path(config.run.dir) / "fairness.json"), "--json"]
+    return [sys.executable, "-m", "benchmarks.fairness", "--photos", photos or "1000", *options]
 
 
 def _launch_options(config: Config) -> list[str]:

@@ -79,6 +79,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "skipped": skipped(folder),
         "checkpoints": checkpoints(folder),
         "folds": sorted(p.name for p in folder.glob("folds/fold-*") if p.is_dir()),
+        "fairness": read_json(folder / "fairness.json"),
         "challenge": (evaluation or {}).get("challenge"),
         "config": flattened(config) if config else None,
     }

@@ -137,3 +137,26 @@ def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, wid
     assert state["images"] == page.count("<img ") > 10 and state["bad"] == []
     assert state["overflow"] <= 0, "the page is wider than the screen"
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+
+
+def test_the_fairness_of_the_embedded_benchmark_is_shown_with_its_verdict(made, tmp_path):
+    run, _, _ = made
+    (tmp_path / "fairness.json").write_text(
+        json.dumps(
+            {
+                "photos": 860, "histogram_mcc": 0.36, "global_mcc": 0.51, "tiles_mcc": 0.72, "metadata_mcc": 0.12,
+                "gate_histogram": False, "gate_tiles": True,
+                "runs": [
+                    {
+                        "object_height_px_quantiles_10_50_90": [14, 40, 118], "objects_per_positive": 3.1,
+                        "lookalikes_per_positive": 4.2, "lookalikes_per_negative": 4.4,
+                    }
+                ],
+            }
+        )
+    )  # fmt: skip
+    text = text_of(write_report(tmp_path).read_text())
+    assert "logistic regression 0.360 under 0.35: FAILS" in text
+    assert "the same net on tiles 0.720 at least 0.10 above one view: holds" in text
+    assert "14, 40, 118 px high" in text
+    assert "embedded benchmark fair" not in text_of(write_report(run).read_text())
