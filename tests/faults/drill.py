@@ -80,7 +80,7 @@ class Accident(Trainer):
         if action == "nan":
             self.loss = Poisoned(self.loss)
         elif action == "inf":
-            weight = next(iter(self.masters.parameters.values()))
+            weight = self.model.classifier[-1].weight
             hooks.append(weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf"))))
         elif action == "sleep":
             (self.folder / "asleep").touch()
