@@ -247,6 +247,8 @@ class TrainingConfig:
     """Validations without a better MCC before the run stops early; 0: never."""
     max_nonfinite_steps: int = 3
     """Skipped (NaN or infinite) optimizer steps in a row that stop the run."""
+    spike_factor: float = 10.0
+    """A loss this many median deviations above the median of the last 64 is noted in spikes.jsonl with its photos; 0: never."""
     image_every_steps: int = 200
     """Optimizer steps between pictures in TensorBoard; 0: none."""
     gc_every_steps: int = 50
@@ -261,6 +263,8 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints; 0: only at the end and on signals."""
     keep_last: int = 2
     """Complete checkpoints that are kept; at least 2, since the newest may be the one being damaged."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good, too; 0: none."""
 
 
 @dataclass

@@ -35,6 +35,8 @@ def validate(config: Config) -> None:
         ("training.max_steps", training.max_steps),
         ("training.epochs", training.epochs),
         ("training.gc_every_steps", training.gc_every_steps),
+        ("training.spike_factor", training.spike_factor),
+        ("checkpoint.keep_every", config.checkpoint.keep_every),
         ("monitoring.ceiling_tflops", config.monitoring.ceiling_tflops),
     ):
         if value < 0 or not math.isfinite(value):

@@ -273,17 +273,21 @@ def _shipped() -> list[str]:
 
 def _accelerator(config: Config, plugin: Any, on_cpu: bool, steps: int) -> Accelerator:
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
     bf16 = plugin is None or plugin.deepspeed_config.get("bf16", {}).get("enabled", False)
     group = InitProcessGroupKwargs(
         backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=config.engine.timeout_s)
     )
+    # Some trainable parameters get no gradient, such as a token that the backbone's forward pass does not use.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
     return Accelerator(
+        # Without DeepSpeed, Accelerate sees one process on each rank of a machine without GPUs unless it is told.
+        cpu=plugin is None and on_cpu and launched_world_size() > 1,
         mixed_precision="bf16" if bf16 else "no",
         deepspeed_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-        kwargs_handlers=[group],
+        kwargs_handlers=[group, parallel],
         step_scheduler_with_optimizer=False,
     )

@@ -40,12 +40,14 @@ class Checkpointer:
         engine: the running engine.
         folder: `RUN/checkpoints`.
         keep_last: complete checkpoints that are kept.
+        keep_every: checkpoints of steps that this divides are kept for good; 0: none.
     """
 
-    def __init__(self, engine: Engine, folder: Path, keep_last: int) -> None:
+    def __init__(self, engine: Engine, folder: Path, keep_last: int, keep_every: int = 0) -> None:
         self.engine = engine
         self.folder = folder
         self.keep_last = keep_last
+        self.keep_every = keep_every
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -102,6 +104,8 @@ class Checkpointer:
     def _retire(self) -> None:
         complete = complete_checkpoints(self.folder)
         for path in complete[: -self.keep_last]:
+            if self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0:
+                continue
             (path / MARKER).unlink(missing_ok=True)  # first, so that a kill here leaves an absent one, not a torn one
             shutil.rmtree(path, ignore_errors=True)
 

@@ -39,7 +39,7 @@ class Journal:
         self._board = Board.open(config, self._events, is_main, (step + 1 if step else 0) if continues else None)
         self._board_lost = False
         self._logs: dict[str, RunLog] = {}
-        self._waiting: dict[str, list[dict[str, Any]]] = {"metrics": [], "validation": []}
+        self._waiting: dict[str, list[dict[str, Any]]] = {"metrics": [], "validation": [], "spikes": []}
         if self._keeps:
             self._logs = {name: RunLog(folder / f"{name}.jsonl") for name in self._waiting}
 
@@ -52,6 +52,10 @@ class Journal:
     def validation(self, record: dict[str, Any]) -> None:
         """One validation."""
         self._append("validation", record)
+
+    def spike(self, record: dict[str, Any]) -> None:
+        """One loss that stands out, with the photos of its step."""
+        self._append("spikes", record)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._logs:

@@ -33,6 +33,7 @@ from roadwork.training.masters import Masters
 from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made, save_model
 from roadwork.training.schedule import cosine_with_warmup
+from roadwork.training.spikes import Spikes
 from roadwork.training.validation import Scores, validate
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ class Trainer:
         self.augment = Augment(config.augment)
         self.counts = self.data.counts(self.micro_steps * engine.world_size)
         self.utilisation = Utilisation(config, engine, self.model, self.counts)
-        self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", config.checkpoint.keep_last)
+        kept = config.checkpoint
+        self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", kept.keep_last, kept.keep_every)
+        self.spikes = Spikes(config.training.spike_factor)
 
     def _resume(self) -> Counters:
         if self.engine.is_main:
@@ -351,13 +354,18 @@ class Trainer:
         return record, stop > 0
 
     def _guard(self, record: dict[str, Any]) -> None:
-        """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run."""
+        """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run. Spikes are noted."""
+        rows = self.counts.samples(record["step"] - 1)
+        photos = [str(self.data.train.id[row]) for row in rows]
         if not record["nonfinite_steps"]:
             self.counters.nonfinite_steps = 0
+            usual = self.spikes.usual(record["loss"])
+            if usual is not None:
+                log.warning("step %d: loss %.4g stands out from %.4g", record["step"], record["loss"], usual)
+                self.journal.spike({"step": record["step"], "loss": record["loss"], "usual": usual, "photos": photos})
             return
         self.counters.nonfinite_steps += 1
-        rows = self.counts.samples(record["step"] - 1)
-        names = ", ".join(str(self.data.train.id[row]) for row in rows[:8])
+        names = ", ".join(photos[:8])
         where = f"the loss of rank {', '.join(map(str, self._faulty))}" if self._faulty else "a gradient"
         tell = log.error if self.engine.is_main else log.warning  # one line on the console
         tell("step %d skipped on all ranks: %s is not finite; the batch holds %s", record["step"], where, names)

@@ -1,8 +1,10 @@
 """Runs several short trainings in one launch and keeps what they computed: argv[1] is a JSON file of trials.
 
-A trial holds `name`, `options`, `until` (optimizer step) and, where wanted, `save_at`. Rank 0 writes NAME.pt beside the
-JSON file: the state as it was after building or resuming (`start`), after one optimizer step (`first`), where it
+A trial holds `name`, `options`, `until` (optimizer step) and, where wanted, `save_at` and `trap`. Rank 0 writes NAME.pt
+beside the JSON file: the state as it was after building or resuming (`start`), after one optimizer step (`first`), where it
 saved (`saved`) and at the end (`end`), the lines of metrics.jsonl, which views were kept, and DeepSpeed's own counters.
+
+A trap is one of the known ways in which such an engine goes wrong without a word, put back on purpose.
 """
 
 import json
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 
+from roadwork import engine as engine_module
 from roadwork.command_line import parse
 from roadwork.engine import Engine
 from roadwork.training.checkpoint import gather_training_state
@@ -28,14 +31,54 @@ class Watched(Trainer):
         super()._curvature(views, batch)
 
 
+def bf16_sums(path: Path) -> dict:
+    """DeepSpeed's own default: micro-batches are added, and ranks reduced, in bf16."""
+    settings = json.loads(path.read_text())
+    del settings["data_types"], settings["communication_data_type"]
+    return settings
+
+
+def spring(trap: str, trainer: Trainer) -> None:
+    """Put a trap back into a built trainer."""
+    accelerator = trainer.engine.accelerator
+    ds = accelerator.deepspeed_engine_wrapped.engine
+    if trap == "only the last micro-batch":  # together with bf16_sums: every micro-batch claims to be the last
+        boundary = ds.set_gradient_accumulation_boundary
+        ds.set_gradient_accumulation_boundary = lambda is_boundary: boundary(True)
+    elif trap == "divided twice":
+        backward = accelerator.backward
+        accelerator.backward = lambda loss: backward(loss / trainer.micro_steps)
+    elif trap == "a scheduler per process":
+        rate = trainer._set_learning_rate
+        trainer._set_learning_rate = lambda step: rate(step * trainer.engine.world_size)
+    elif trap == "a short last step counted as full":
+        counts, full = trainer.counts.of, trainer.counts.of(0)
+        trainer.counts.of = lambda step: full if step == trainer.steps_total - 1 else counts(step)
+    elif trap != "bf16 sums":
+        raise ValueError(f"no trap {trap}")
+
+
 def run(trial: dict, folder: Path) -> None:
     """One training; the process group outlives it."""
+    exact, trap = engine_module.read_ds_config, trial.get("trap")
+    if trap in ("bf16 sums", "only the last micro-batch"):
+        engine_module.read_ds_config = bf16_sums
+    try:
+        train(trial, folder)
+    finally:
+        engine_module.read_ds_config = exact
+
+
+def train(trial: dict, folder: Path) -> None:
+    """Build, train, write down."""
     AcceleratorState._reset_state(reset_partial_state=True)
     config = parse("pretrain", [*trial["options"], f"--run.dir={folder / trial['name']}"]).config
     data = build_data(config)
     made = build_model(config, data.view_size)
     engine = Engine.start(config, "pretrain", trains=True)
     trainer = Watched(config, engine, data, made)
+    if trial.get("trap"):
+        spring(trial["trap"], trainer)
     kept: list[torch.Tensor] = []
     trainer.model.register_forward_hook(lambda module, given, outputs: kept.append(outputs.kept.detach().clone()))
     seen = {"start": gather_training_state(trainer.masters, trainer.average), "records": [], "counters": None}
@@ -53,8 +96,10 @@ def run(trial: dict, folder: Path) -> None:
             trainer.checkpoints.wait()
             seen["saved"] = gather_training_state(trainer.masters, trainer.average)
     seen["end"] = gather_training_state(trainer.masters, trainer.average)
-    ds = engine.accelerator.deepspeed_engine_wrapped.engine
-    seen["engine"] = {"global_steps": ds.global_steps, "micro_steps": ds.micro_steps, "skipped": ds.skipped_steps}
+    if engine.sharded:
+        ds = engine.accelerator.deepspeed_engine_wrapped.engine
+        seen["engine"] = {"global_steps": ds.global_steps, "micro_steps": ds.micro_steps, "skipped": ds.skipped_steps}
+    seen["ranks"] = engine.world_size
     seen["rates"] = [group["lr"] / group.get("lr_scale", 1.0) for group in trainer.masters.groups()]
     seen["kept"] = engine.gather_object([[k.tolist() for k in kept]])
     loader.close()

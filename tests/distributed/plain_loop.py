@@ -36,12 +36,12 @@ class Plain:
 
 
 class Run:
-    """Weights in `dtype` to compute with, fp32 masters to step with."""
+    """Weights in `dtype` to compute with, fp32 masters to step with; `autocast` as a plain engine's."""
 
-    def __init__(self, options: list[str], world: int, dtype: torch.dtype) -> None:
+    def __init__(self, options: list[str], world: int, dtype: torch.dtype, autocast: bool = False) -> None:
         widen_products()  # the kernels of the ranks
         self.config: Config = parse("pretrain", options).config
-        self.world, self.dtype = world, dtype
+        self.world, self.dtype, self.autocast = world, dtype, autocast
         self.data = build_data(self.config)
         self.model, self.optimizer, _, whole = build_model(self.config, self.data.view_size)
         self.micro_steps = accumulation(self.config, world)
@@ -71,7 +71,8 @@ class Run:
         )  # fmt: skip
 
     def _forward(self, batch: Batch) -> Any:
-        return self.model(batch.views.float() / 255, batch.view_mask, batch.metadata, batch.boxes)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+            return self.model(batch.views.float() / 255, batch.view_mask, batch.metadata, batch.boxes)
 
     def _gradient(self, loss: Tensor) -> Tensors:
         found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)

@@ -1,8 +1,10 @@
 """Trains like launch/pretrain.py and lets planned accidents happen: argv[1] is a JSON list of them, the rest are options.
 
-An accident has `step` (counted from 0), `rank`, `do`, and `micro` (default 0) or `"where": "validation"`. What it does:
-a signal's name (sent to itself), `sleep` (seconds), `nan` (this rank's loss), `fill` (the run folder's disk, up to
-`leave` bytes), `free` (gives that space back and notes which checkpoints were complete meanwhile).
+An accident has `step` (counted from 0), `rank`, `do`, and `micro` (default 0) or `where`: `validation`, `saving` (as the
+checkpoint of that many steps begins) or `writing` (when its folder has its name, just before COMPLETE). What it does: a
+signal's name (sent to itself), `sleep` (seconds), `nan` (this rank's loss), `inf` (one of its gradients, while the loss is
+finite), `fill` (the run folder's disk, up to `leave` bytes), `free` (gives that space back and notes which checkpoints
+were complete meanwhile).
 """
 
 import json
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import roadwork.training.checkpoint as checkpoint
 import roadwork.training.pretrain as stage
 from roadwork.cli import exit_on_user_error
 from roadwork.command_line import parse
@@ -22,6 +25,7 @@ from roadwork.training.checkpoint import complete_checkpoints
 from roadwork.training.loop import Trainer
 
 plan = json.loads(sys.argv[1])
+hooks: list = []
 
 
 class Poisoned(torch.nn.Module):
@@ -48,6 +52,9 @@ class Accident(Trainer):
             return super()._micro_step(step, micro, batch, counts)
         finally:
             self.loss = healthy
+            for hook in hooks:
+                hook.remove()
+            hooks.clear()
 
     def _validate(self):  # type: ignore[no-untyped-def]
         for event in plan:
@@ -55,12 +62,26 @@ class Accident(Trainer):
                 self._suffer(event)
         return super()._validate()
 
+    def _save(self) -> None:
+        for event in plan:
+            if event["step"] != self.counters.step:
+                continue
+            if event.get("where") == "saving":
+                self._suffer(event)
+            elif event.get("where") == "writing" and self.engine.is_main:
+                number = getattr(signal, event["do"])
+                checkpoint.write_atomic = lambda *_, number=number: os.kill(os.getpid(), number)
+        super()._save()
+
     def _suffer(self, event: dict) -> None:
         if event["rank"] != self.engine.rank:
             return
         action, filler = event["do"], self.folder / "filler"
         if action == "nan":
             self.loss = Poisoned(self.loss)
+        elif action == "inf":
+            weight = self.model.classifier[-1].weight
+            hooks.append(weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf"))))
         elif action == "sleep":
             (self.folder / "asleep").touch()
             time.sleep(event["seconds"])

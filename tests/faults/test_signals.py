@@ -43,8 +43,12 @@ def test_stopped_twice_and_damaged_it_ends_as_if_nothing_had_happened(
 ) -> None:
     run = tmp_path / "run"
     common = options(run, shards)
-    # SIGTERM reaches one rank alone, between two micro-batches of step 5: both save step 5 and leave with 0.
-    term = {"step": 4, "micro": 1, "rank": 1, "do": "SIGTERM"}
+    # SIGKILL at the worst instant of a write: the folder of step 4 has its name and every file, but no COMPLETE.
+    torn = launch(DRILL, plan({"step": 4, "where": "writing", "rank": 0, "do": "SIGKILL"}), *common)
+    assert torn.status != 0 and complete(run) == ["step-00000002"]
+    assert (run / "checkpoints" / "step-00000004" / "master.safetensors").is_file()
+    # SIGTERM reaches one rank alone while step 4 is saved: both finish step 5, save it and leave with 0.
+    term = {"step": 4, "where": "saving", "rank": 1, "do": "SIGTERM"}
     ended_well(launch(DRILL, plan(term), *common))
     assert complete(run)[-1] == "step-00000005" and not counters(run, 5)["finished"]
 
