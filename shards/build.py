@@ -58,7 +58,11 @@ def parser() -> Parser:
         required=True,
         help="natix (the hub), street[:N] (embedded), csv:FILE, or a folder, glob or URL of parquet",
     )
-    p.add_argument("--out", required=True, help="folder of shards; a build that was killed continues here")
+    p.add_argument(
+        "--out",
+        required=True,
+        help="folder of shards, or a URL that fsspec knows; a build that was killed continues here",
+    )
     region = p.add_mutually_exclusive_group()
     region.add_argument(
         "--target-gps", default="", metavar="FILE", help="target region: CSV with the header latitude,longitude"

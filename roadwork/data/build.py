@@ -18,13 +18,24 @@ from typing import Any
 import numpy as np
 
 from roadwork.data import audit
-from roadwork.data.encode import ShardResult, build_shard, result_path, start_worker, work
+from roadwork.data.cache import is_remote
+from roadwork.data.encode import (
+    BUILD,
+    ShardResult,
+    build_shard,
+    result_name,
+    rows_name,
+    rows_of,
+    start_worker,
+    work,
+)
 from roadwork.data.index import MANIFEST, write_index
 from roadwork.data.plan import BuildOptions, Entry, Plan, Rejection, describe_weights, labels_of, latlon_of, make_plan
-from roadwork.data.scan import ShardRows, scan_shard
-from roadwork.data.shards import SPLITS, atomic_file
+from roadwork.data.scan import ShardRows
+from roadwork.data.shards import SPLITS
 from roadwork.data.sources import Source, open_source
 from roadwork.data.splits import leaking_groups
+from roadwork.data.store import LocalStore, Store, open_store
 from roadwork.data.views import check_view_size
 from roadwork.errors import UserError
 
@@ -51,16 +62,18 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     Raises UserError for what the user can mend: options, the source, a full disk, killed workers.
     """
     check_options(options)
-    out = Path(options.out)
+    out = options.out
     processes = options.processes or len(os.sched_getaffinity(0))
     try:
-        (out / ".build").mkdir(parents=True, exist_ok=True)
+        store = open_store(out)
+        if isinstance(store, LocalStore):
+            (store.folder / BUILD).mkdir(parents=True, exist_ok=True)
         drawn = None if progress is None else lambda done, total: progress("draw", done, 0, total)
-        source = open_source(options.source, out / "source", options.seed, processes, drawn).source
+        source = open_source(options.source, _drawn_at(store, options), options.seed, processes, drawn).source
         plan = make_plan(source, options)
-        previous = _previous(out)
+        previous = _previous(store)
         if previous is not None and previous.get("build", {}).get("fingerprint") != plan.fingerprint():
-            (out / MANIFEST).unlink()  # from here on the folder is no longer what its manifest says
+            store.remove(MANIFEST)  # from here on the folder is no longer what its manifest says
             previous = None
         started = time.monotonic()
         results = encode(plan, source, options, processes, progress)
@@ -75,7 +88,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         done = [result for result in results if result is not None]
         if previous is not None and not encoded and not previous.get("reweighted"):
             return BuildReport(previous, 0, len(plan.entries), unchanged=True)
-        report.manifest = finish(out, plan, source, options, done)
+        report.manifest = finish(store, plan, source, options, done)
         return report
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -84,6 +97,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
             ) from error
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
             raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
+        if is_remote(out):
+            raise UserError(f"{out}: {error}; run the same command again: finished shards are kept") from error
         raise
     except BrokenProcessPool as error:
         raise UserError(
@@ -104,9 +119,16 @@ def check_options(options: BuildOptions) -> None:
         raise UserError(f"--masks {options.masks}: no such folder")
 
 
-def _previous(out: Path) -> dict[str, Any] | None:
+def _drawn_at(store: Store, options: BuildOptions) -> Path:
+    """Where the embedded benchmark is drawn: beside the shards, or beside the cache where those are remote."""
+    if isinstance(store, LocalStore):
+        return store.folder / "source"
+    return Path("~/.cache/roadwork").expanduser() / f"source-{options.source.replace(':', '-')}-{options.seed}"
+
+
+def _previous(store: Store) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((out / MANIFEST).read_bytes())
+        manifest = json.loads(store.read(MANIFEST))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -161,21 +183,20 @@ def encode(
 
 
 def finish(
-    out: Path, plan: Plan, source: Source, options: BuildOptions, results: Sequence[ShardResult]
+    store: Store, plan: Plan, source: Source, options: BuildOptions, results: Sequence[ShardResult]
 ) -> dict[str, Any]:
     """Audit what was built, write rejected.jsonl, index and manifest, and remove what an earlier build left."""
     photos = [photo for result in results for photo in result.photos]
     if not photos:
-        raise UserError(f"source {source.name}: no photo could be decoded; see {out / REJECTED}")
+        raise UserError(f"source {source.name}: no photo could be decoded; see {options.out}/{REJECTED}")
     used = {(photo["split"], photo["id"]) for photo in photos}
     entries = [entry for shard in plan.shards for entry in shard.entries if (entry.split, entry.record.id) in used]
     rejected = [*plan.rejected, *(Rejection(**line) for result in results for line in result.rejected)]
-    with atomic_file(out / REJECTED) as stream:
-        stream.write("".join(line.line() for line in rejected).encode())
-    rows = [scan_shard(out / result.shard["name"]) for result in results if result.shard is not None]
-    _remove_stale(out, {result.shard["name"] for result in results if result.shard is not None}, plan)
+    store.write(REJECTED, "".join(line.line() for line in rejected).encode())
+    rows = [rows_of(store, result.shard["name"]) for result in results if result.shard is not None]
+    _remove_stale(store, {result.shard["name"] for result in results if result.shard is not None}, plan)
     extra = manifest_of(plan, source, options, results, entries, photos, rejected, rows)
-    return write_index(out, rows, extra)
+    return write_index(options.out, rows, extra)
 
 
 def manifest_of(
@@ -257,14 +278,13 @@ def describe_splits(
     return report
 
 
-def _remove_stale(out: Path, names: set[str], plan: Plan) -> None:
+def _remove_stale(store: Store, names: set[str], plan: Plan) -> None:
     """Shards and results of an earlier, different build would be read by a glob: they go."""
-    for path in out.glob("*-*.tar"):
-        if path.name.startswith(SPLITS) and path.name not in names:
-            path.unlink(missing_ok=True)
-    keep = {result_path(out, shard.name).name for shard in plan.shards}
-    for path in (out / ".build").glob("*.json"):
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-    for path in out.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for name in store.names():
+        shard = name.endswith(".tar") and name.startswith(tuple(f"{split}-" for split in SPLITS))
+        if (shard and name not in names) or (name.startswith(".") and name.endswith(".tmp")):
+            store.remove(name)
+    keep = {kept(shard.name) for shard in plan.shards for kept in (result_name, rows_name)}
+    for name in store.names(BUILD):
+        if f"{BUILD}/{name}" not in keep:
+            store.remove(f"{BUILD}/{name}")

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,14 @@ from roadwork.data.mask_files import SOURCE_MASKS
 from roadwork.data.masks import EncodedMasks, MaskFolder
 from roadwork.data.plan import BuildOptions, Entry, Rejection, ShardPlan, meta_of
 from roadwork.data.record import Rejected
-from roadwork.data.shards import Sample, atomic_file, write_shard
+from roadwork.data.scan import ShardRows, pack_rows, scan_shard, unpack_rows
+from roadwork.data.shards import Sample, write_shard
 from roadwork.data.sources import Source
+from roadwork.data.store import LocalStore, Store, open_store
 from roadwork.data.views import compose_sheet, make_mask_views, make_views, view_boxes
+
+BUILD = ".build"
+"""Folder of what a relaunch needs beside the shards."""
 
 _worker: dict[str, Any] = {}
 
@@ -63,27 +67,41 @@ def work(plan: ShardPlan) -> ShardResult:
     return build_shard(plan, _worker["source"], _worker["options"], _worker["counter"])
 
 
-def result_path(out: Path, name: str) -> Path:
-    return out / ".build" / f"{name}.json"
+def result_name(shard: str) -> str:
+    """Where the result of a shard is kept."""
+    return f"{BUILD}/{shard}.json"
 
 
-def finished(plan: ShardPlan, out: Path) -> ShardResult | None:
-    """The kept result of a shard whose plan and bytes are those of an earlier build, else None."""
+def rows_name(shard: str) -> str:
+    """Where the index rows of a shard that was uploaded are kept."""
+    return f"{BUILD}/{shard}.rows"
+
+
+def rows_of(store: Store, shard: str) -> ShardRows:
+    """The index rows of a finished shard: from its tar where that is near, else as they were kept at its upload."""
+    if isinstance(store, LocalStore):
+        return scan_shard(store.folder / shard)
+    return unpack_rows(store.read(rows_name(shard)))
+
+
+def finished(plan: ShardPlan, store: Store) -> ShardResult | None:
+    """The kept result of a shard whose plan and bytes are those of an earlier build, else None.
+
+    A remote shard is told by its plan and size: reading it back would cost as much as building it. Its SHA-256 is
+    checked by whoever fetches it.
+    """
     from roadwork.data.verify import sha256_of
 
     try:
-        result = ShardResult(**json.loads(result_path(out, plan.name).read_text()))
+        result = ShardResult(**json.loads(store.read(result_name(plan.name))))
     except (OSError, ValueError, TypeError):
         return None
     if result.fingerprint != plan.fingerprint:
         return None
     if result.shard is not None:
-        path = out / plan.name
-        if (
-            not path.is_file()
-            or path.stat().st_size != result.shard["bytes"]
-            or sha256_of(path) != result.shard["sha256"]
-        ):
+        if store.size(plan.name) != result.shard["bytes"]:
+            return None
+        if isinstance(store, LocalStore) and sha256_of(store.folder / plan.name) != result.shard["sha256"]:
             return None
     result.kept = True
     return result
@@ -91,21 +109,24 @@ def finished(plan: ShardPlan, out: Path) -> ShardResult | None:
 
 def build_shard(plan: ShardPlan, source: Source, options: BuildOptions, counter: Any = None) -> ShardResult:
     """Write one shard and its result, or keep both where they are there already."""
-    out = Path(options.out)
-    result = finished(plan, out)
+    store = open_store(options.out)
+    result = finished(plan, store)
     if result is not None:
         _count(counter, len(plan.entries), kept=True)
         return result
     result = ShardResult(plan.fingerprint, None, [], {}, 0, [])
     samples = _samples(plan, source, options, result, counter)
     first = next(samples, None)
-    path = out / plan.name
     if first is None:
-        path.unlink(missing_ok=True)
+        store.remove(plan.name)
     else:
-        result.shard = dataclasses.asdict(write_shard(path, itertools.chain([first], samples)))
-    with atomic_file(result_path(out, plan.name)) as stream:
-        stream.write(json.dumps(dataclasses.asdict(result) | {"kept": False}).encode())
+        store.remove(result_name(plan.name))  # the new bytes must never stand beside the old result
+        with store.staged(plan.name) as path:
+            result.shard = dataclasses.asdict(write_shard(path, itertools.chain([first], samples)))
+            rows = None if isinstance(store, LocalStore) else scan_shard(path)
+        if rows is not None:
+            store.write(rows_name(plan.name), pack_rows(rows))
+    store.write(result_name(plan.name), json.dumps(dataclasses.asdict(result) | {"kept": False}).encode())
     return result
 
 

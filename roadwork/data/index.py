@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +23,8 @@ from roadwork.data.cache import ShardCache, is_remote
 from roadwork.data.decode import decode_masks, decode_views, unpack_masks
 from roadwork.data.ranges import RangeReader
 from roadwork.data.scan import ShardRows, scan_shard
-from roadwork.data.shards import SCHEMA_VERSION, SPLITS, ShardInfo, atomic_file, parse_shard_name
+from roadwork.data.shards import SCHEMA_VERSION, SPLITS, ShardInfo, parse_shard_name
+from roadwork.data.store import open_store
 from roadwork.data.views import MASK_STRIDE, MAX_VIEWS
 from roadwork.errors import UserError
 
@@ -162,7 +162,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if isinstance(root, Path) and not root.is_dir():
         raise UserError(f"there are no shards at {root}; {_build(root)}")
     try:
-        manifest = json.loads(_read_bytes(root, MANIFEST))
+        manifest = json.loads(open_store(root).read(MANIFEST))
     except FileNotFoundError as error:
         if isinstance(root, Path) and any(root.glob("*-*.tar")):
             remedy = f"finish the interrupted build, or run `{rebuild_command(root)}`"
@@ -216,13 +216,6 @@ def _build(root: Path | str) -> str:
     return f"build shards with `python -m shards.build --source SRC --out {root}`"
 
 
-def _read_bytes(root: Path | str, name: str) -> bytes:
-    if isinstance(root, Path):
-        return (root / name).read_bytes()
-    with fsspec.open(_join(root, name), "rb") as file:
-        return file.read()
-
-
 def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table:
     if split not in manifest["indexes"]:
         there = ", ".join(sorted(manifest["indexes"])) or "none"
@@ -230,7 +223,7 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
     line = manifest["indexes"][split]
     path = _join(root, line["file"])
     try:
-        data = _read_bytes(root, line["file"])
+        data = open_store(root).read(line["file"])
     except OSError as error:
         raise UserError(f"index {path} is missing; run `{rebuild_command(root)}`") from error
     if hashlib.sha256(data).hexdigest() != line["sha256"]:
@@ -307,7 +300,7 @@ def write_index(
         "shards": [asdict(shard.info) for shard in ordered],
         "indexes": {},
     }
-    return _commit(Path(folder), {**(extra or {}), **fixed}, tables)
+    return _commit(_root(folder), {**(extra or {}), **fixed}, tables)
 
 
 def update_index(
@@ -316,7 +309,7 @@ def update_index(
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay."""
-    root = Path(folder)
+    root = _root(folder)
     manifest = read_manifest(root)
     tables = {}
     for split, changed in columns.items():
@@ -340,8 +333,9 @@ def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return write_index(root, [scan_shard(path) for path in paths], {"rebuilt_from_tars": True})
 
 
-def _commit(root: Path, manifest: dict[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:
-    """Index files under names of their content, then the manifest by rename, then old index files are removed."""
+def _commit(root: Path | str, manifest: dict[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Index files under names of their content, then the manifest in one step, then old index files are removed."""
+    store = open_store(root)
     indexes = dict(manifest["indexes"])
     for split, table in tables.items():
         buffer = io.BytesIO()
@@ -349,14 +343,12 @@ def _commit(root: Path, manifest: dict[str, Any], tables: Mapping[str, Table]) -
         data = buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         name = f"{split}.index-{digest[:16]}.npz"
-        with atomic_file(root / name) as file:
-            file.write(data)
+        store.write(name, data)
         indexes[split] = {"file": name, "sha256": digest, "bytes": len(data), "count": len(table["label"])}
     manifest = {**manifest, "indexes": indexes}
-    with atomic_file(root / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+    store.write(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
     kept = {line["file"] for line in indexes.values()}
-    for old in root.glob("*.index-*.npz"):
-        if old.name not in kept:
-            old.unlink(missing_ok=True)
+    for old in store.names():
+        if ".index-" in old and old.endswith(".npz") and old not in kept:
+            store.remove(old)
     return manifest

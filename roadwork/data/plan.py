@@ -135,7 +135,12 @@ def make_plan(source: Source, options: BuildOptions) -> Plan:
         groups = merge_groups_of_duplicates(source, refs, groups, options.processes)
     assigned = splits.assign_splits(records, groups, options.val_fraction, options.test_fraction, options.seed)
     entries = []
+    asked: set[str] = set()
     for ref, record, group, split, reason in zip(refs, records, groups, assigned.split, assigned.reason, strict=True):
+        if split == "predict":
+            # Predictions are told apart by id alone, and two published splits may hold a photo of the same number.
+            split, reason = (None, "duplicate_id_in_predict") if record.id in asked else (split, "")
+            asked.add(record.id)
         if split is None:
             rejected.append(Rejection(record.id, reason, record.split or "train"))
         else:

@@ -52,6 +52,19 @@ def scan_shard(path: str | os.PathLike[str]) -> ShardRows:
     return ShardRows(ShardInfo(file.name, split, len(rows), size, digest), sizes.pop(), rows)
 
 
+def pack_rows(rows: ShardRows) -> bytes:
+    """What `scan_shard` found, as JSON: so that a shard that was uploaded need not be fetched again for its index."""
+    lines = [{**row, "boxes": row["boxes"].tolist()} for row in rows.rows]
+    return json.dumps({"info": vars(rows.info), "view_size": rows.view_size, "rows": lines}).encode()
+
+
+def unpack_rows(data: bytes) -> ShardRows:
+    """The inverse of `pack_rows`."""
+    stored = json.loads(data)
+    rows = [{**row, "boxes": np.asarray(row["boxes"], dtype=np.float32)} for row in stored["rows"]]
+    return ShardRows(ShardInfo(**stored["info"]), stored["view_size"], rows)
+
+
 def _groups(raw: BinaryIO, file: Path, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """(key, member suffix -> (offset, size)) of each sample in order."""
     key, members, end = "", dict[str, tuple[int, int]](), 0

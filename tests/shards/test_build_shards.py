@@ -193,6 +193,17 @@ def test_bad_records_are_rejected_by_name_and_counts_add_up(tmp_path: Path) -> N
     assert verify(tmp_path / "out", pixels=True) == []
 
 
+def test_a_number_that_is_unlabelled_in_two_published_splits_is_asked_for_once(tmp_path: Path) -> None:
+    """Predictions are told apart by id: twice the same one could never be written."""
+    write(tmp_path / "src" / "train-0.parquet", [row(i, label=None if i == 3 else i % 2) for i in range(8)])
+    write(tmp_path / "src" / "test-0.parquet", [row(3, label=None), row(100), row(101, label=None)])
+    manifest = make(tmp_path / "src", tmp_path / "out", val_fraction=0.0)
+    assert sorted(ShardIndex.open(tmp_path / "out", "predict").id.tolist()) == ["101", "3"]
+    assert rejected(tmp_path / "out") == {"3": "duplicate_id_in_predict"}
+    assert manifest["records"]["read"] == 11 == manifest["records"]["used"] + 1
+    assert verify(tmp_path / "out", pixels=True) == []
+
+
 def test_a_source_without_one_good_photo_says_so(tmp_path: Path) -> None:
     write(
         tmp_path / "src.parquet", [row(1, image={"bytes": b"x", "path": ""}), row(3, image={"bytes": b"y", "path": ""})]
