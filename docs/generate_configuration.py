@@ -28,7 +28,7 @@ HEAD = """# Configuration
 Every stage in `launch/` knows all options below. `--help` shows the same list, `--print_config` the values in force.
 
 - On the command line: `--training.global_batch 64`. In a file given by `--config FILE`: nested YAML. The command line wins.
-- Lists: `--model.metadata_fields '[gps, weather]'`. True and false: `--data.gps_weighted false`.
+- Lists: `--model.metadata_fields '[gps, weather]'`. True and false: `--data.gps_weighted false`; `--masks.tiles`: true.
 - An unknown name or a wrong type ends with status 2 and one line that names the nearest option.
 - `dora_folds`, `predict`, `evaluate` and `pseudo_masks` start from `RUN/config.yaml` when `--run.dir RUN` is given without
   `--config`. So they see the options that the model was trained with.

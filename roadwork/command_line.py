@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 from roadwork.config import Config, validate
 from roadwork.errors import UserError
@@ -58,7 +59,7 @@ def parse(stage: str, argv: list[str] | None = None) -> Invocation:
         UserError: an unknown option (with the nearest known one), a wrong type, a missing file, an impossible combination.
         SystemExit: after `--help` or `--print_config`.
     """
-    arguments = _with_saved_config(stage, list(sys.argv[1:] if argv is None else argv))
+    arguments = _switched_on(_with_saved_config(stage, list(sys.argv[1:] if argv is None else argv)))
     cli = parser(stage)
     known = [name for action in cli._actions for name in action.option_strings]
     _refuse_unknown_flags(arguments, known)
@@ -108,6 +109,25 @@ def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:
         return arguments
     saved = Path(joined[joined.index("--run.dir") + 1], "config.yaml")
     return ["--config", str(saved), *arguments] if saved.is_file() else arguments
+
+
+def _switched_on(arguments: list[str]) -> list[str]:
+    """`--masks.tiles` without a value means true, as for any option that is true or false."""
+    switches = {f"--{name}" for name in switch_names(Config)}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in switches and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=False)
+    ]
+
+
+def switch_names(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the options that are true or false."""
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from switch_names(cast(type, hint), f"{prefix}{name}.")
+        elif hint is bool:
+            yield f"{prefix}{name}"
 
 
 def _refuse_unknown_flags(arguments: list[str], known: list[str]) -> None:

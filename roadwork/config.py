@@ -373,8 +373,8 @@ class MasksConfig:
     """Folder of masks; empty: RUN/masks."""
     score_threshold: float = 0.7
     """Smallest score of an object: SAM 3's own times presence; behind boxes SAM's estimate of the mask's quality."""
-    presence_threshold: float = 0.7
-    """Smallest probability that the photo (or tile) shows the class at all; SAM 3 only."""
+    presence_threshold: float = 0.0
+    """Smallest probability that the photo (or tile) shows the class at all, SAM 3 only; score_threshold if that is larger."""
     box_threshold: float = 0.3
     """Smallest score of a detector's box; grounded_sam only."""
     min_object_size: int = 100

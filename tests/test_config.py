@@ -27,6 +27,19 @@ def test_what_is_saved_reads_back_equal(tmp_path: Path) -> None:
     assert parse("pretrain", ["--config", str(tmp_path / "config.yaml")]).config == config
 
 
+@pytest.mark.parametrize(
+    ("arguments", "tiles"),
+    [
+        (["--masks.tiles"], True),
+        (["--masks.tiles", "--masks.batch", "2"], True),
+        (["--masks.tiles", "false", "--masks.batch", "2"], False),
+        (["--masks.tiles=false"], False),
+    ],
+)
+def test_an_option_that_is_true_or_false_needs_no_value(arguments: list[str], tiles: bool) -> None:
+    assert parse("pseudo_masks", arguments).config.masks.tiles is tiles
+
+
 def test_later_stages_start_from_the_runs_own_configuration(tmp_path: Path) -> None:
     save(parse("pretrain", ["--training.global_batch", "24"]).config, tmp_path / "config.yaml")
     config = parse("predict", ["--run.dir", str(tmp_path), "--predict.prior", "0.4"]).config

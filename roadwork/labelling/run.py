@@ -118,7 +118,9 @@ def make_backend(
     Raises:
         UserError: weights that cannot be had.
     """
-    limits = Limits(options.score_threshold, options.presence_threshold, options.min_object_size)
+    # A score is an object's own times the presence, so a presence below the score's threshold can never reach it.
+    presence = max(options.presence_threshold, options.score_threshold)
+    limits = Limits(options.score_threshold, presence, options.min_object_size)
     if options.backend == "real":
         return RealBackend(coco)
     made: Backend

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from roadwork.config import Config
 from roadwork.data.index import ShardIndex, read_manifest
 from roadwork.pipeline import stages_of
-from tests.launching import ROOT, environment
+from tests.launching import Job, environment
 
 PHOTOS = 8
 
@@ -40,15 +39,14 @@ def _pipeline(photos: Path, run: Path, *extra: str) -> str:
         sys.executable, "launch/pipeline.py", "--pipeline.stages=[shards, pseudo_masks]", f"--run.dir={run}",
         f"--data.shards={run / 'shards'}", f"--pipeline.source=csv:{photos}", "--pipeline.processes=1",
         '--pipeline.build=["--view-size", "64", "--val-fraction", "0", "--processes", "1"]',
-        f"--masks.source=csv:{photos}", "--masks.model=random-tiny", "--masks.score_threshold=0.2",
-        "--masks.presence_threshold=0.2", *extra,
+        f"--masks.source=csv:{photos}", "--masks.model=random-tiny", "--masks.score_threshold=0.2", *extra,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    done = Job(command, environment()).wait(400)
+    assert done.status == 0, done.output[-3000:]
+    return done.output
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_pipeline_puts_masks_into_the_shards_and_does_it_once(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _pipeline(photos, run)
