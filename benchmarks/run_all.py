@@ -17,7 +17,16 @@ from typing import Any
 
 from benchmarks.results import RESULTS, ROOT, save
 
-NOT_BENCHMARKS = {"__init__", "run_all", "results", "tables", "paired", "ablation_variants", "augment_sheet"}
+NOT_BENCHMARKS = {
+    "__init__",
+    "run_all",
+    "results",
+    "tables",
+    "paired",
+    "ablation_variants",
+    "augment_sheet",
+    "scaling_probe",
+}
 """Modules of this folder without a figure of their own."""
 
 
