@@ -26,6 +26,7 @@ NOT_BENCHMARKS = {
     "ablation_variants",
     "augment_sheet",
     "photographs",
+    "scaling_probe",
 }
 """Modules of this folder without a figure of their own, and one that needs photographs of yours."""
 

@@ -1,0 +1,280 @@
+"""Scale on paper and in simulation: `python -m benchmarks.scaling [--json]`, and `--measure` for what real processes show.
+
+Nothing here is timed: the same figures come out everywhere. The order of 10^9 photos is the real one (`EpochOrder`, over
+whole shards of equal weight), the cache is a least-recently-used one as `ShardCache` is, bytes are counted by formulas
+that `--measure` compares with 1, 2 and 4 real processes on a tiny network. Speeds of disks and wires are ASSUMED and
+stand in `ASSUMED`; the speed of a GPU was measured and stands in scaling_measured.json with its origin. The last line is
+one JSON object; `python docs/generate_scaling.py` writes docs/scaling.md from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roadwork.data.order import EpochOrder, cumulative_table
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = Path(__file__).with_name("scaling_measured.json")
+GIB = 2**30
+GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)
+PHOTOS = (10**6, 10**7, 10**8, 10**9)
+NODE = 8
+"""Processes on one node."""
+PER_SHARD = 256
+PHOTOS_PER_PROCESS = 8
+"""Photos of one process in one optimizer step: 96 views, as in the measured step."""
+STEPS = 100
+"""Simulated optimizer steps."""
+BACKBONES = (
+    "efficientnet_lite0",
+    "vit_small_patch16_dinov3",
+    "vit_large_patch16_dinov3",
+    "vit_huge_plus_patch16_dinov3",
+)
+ASSUMED = {
+    "wire between nodes, GB/s per GPU": 50.0,
+    "wire within a node, GB/s per GPU": 450.0,
+    "latency of one hop of a ring, microseconds": 5.0,
+    "elements of a gradient bucket": 5e7,
+    "shared storage, GB/s per node": 2.0,
+    "disk of rank 0, GB/s": 2.0,
+    "memory of a node, GiB": 1024.0,
+    "cache of a node, GiB": 50.0,
+}
+"""Not measured: what the paper figures stand on."""
+
+
+# --- data plane -------------------------------------------------------------------------------------------------------
+
+
+def data_plane(photos: int, processes: int, photo_bytes: float, index_bytes: float) -> dict[str, float]:
+    """Reads, cache and memory of one node of a run over so many photos, simulated with the real order."""
+    shards = -(-photos // PER_SHARD)
+    table = cumulative_table(np.random.default_rng(0).choice([5.0, 2.5, 1.0, 0.3], shards))
+    order = EpochOrder(None, 0, 0, num_draws=photos, cumulative=table)
+    batch = PHOTOS_PER_PROCESS * processes
+    steps = min(STEPS, photos // batch)
+    mine = min(NODE, processes) * PHOTOS_PER_PROCESS
+    positions = np.arange(steps)[:, None] * batch + np.arange(batch)
+    whole = order.at(positions[0])
+    node = order.at(positions[:, :mine])
+    capacity = int(ASSUMED["cache of a node, GiB"] * GIB / (PER_SHARD * photo_bytes))
+    hits = cache_hits(node.ravel().tolist(), capacity)
+    fetched = (1 - hits) * PER_SHARD * photo_bytes
+    return {
+        "photos": photos,
+        "shards": shards,
+        "reads_per_touched_shard": batch / len(np.unique(whole)),
+        "cache_shards": capacity,
+        "cache_hits": hits,
+        "remote_bytes_per_photo": fetched,
+        "local_bytes_per_photo": photo_bytes,
+        "table_gib": 8 * photos / GIB,
+        "index_gib_per_process": index_bytes * photos / GIB,
+        "index_gib_per_node": NODE * index_bytes * photos / GIB,
+        "first_batch_s": index_bytes * photos * NODE / (ASSUMED["shared storage, GB/s per node"] * 1e9),
+    }
+
+
+def cache_hits(reads: list[int], capacity: int) -> float:
+    """Share of reads that find their shard in a cache that drops the least recently used."""
+    held: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for shard in reads:
+        if shard in held:
+            hits += 1
+            held.move_to_end(shard)
+            continue
+        if len(held) >= capacity:
+            held.popitem(last=False)
+        held[shard] = None
+    return hits / len(reads)
+
+
+# --- engine -----------------------------------------------------------------------------------------------------------
+
+
+def payload(parameters: int, micro_steps: int) -> dict[str, int]:
+    """Bytes that a rank gives to each collective in one optimizer step, ZeRO-2 in bf16 with fp32 communication.
+
+    DeepSpeed sums every gradient bucket with an all-reduce in each micro-step, since ZeRO-2 keeps only its own part
+    between them, and gathers the bf16 weights once.
+    """
+    return {"all_reduce": 4 * parameters * micro_steps, "all_gather": 2 * parameters}
+
+
+def on_the_wire(given: dict[str, int], gpus: int) -> float:
+    """Bytes that one rank sends in a ring: 2 (N-1)/N of an all-reduce, (N-1)/N of a gather (Patarasuk and Yuan 2009)."""
+    share = (gpus - 1) / gpus
+    return 2 * share * given["all_reduce"] + share * given["all_gather"]
+
+
+def held(parameters: int, gpus: int) -> dict[str, float]:
+    """Bytes on one rank, activations aside; gradients as fp32 whole, which is the most that accumulation takes."""
+    return {
+        "weights_bf16": 2 * parameters,
+        "gradients": 4 * parameters,
+        "masters": 4 * parameters / gpus,
+        "moments": 8 * parameters / gpus,
+        "average": 4 * parameters / gpus,
+    }
+
+
+def step_of(gpus: int, step: dict[str, Any]) -> dict[str, float]:
+    """One optimizer step of the measured network on so many GPUs, nothing overlapped."""
+    views = step["views_per_micro_step"] * step["micro_steps"]
+    compute = views / step["views_per_s"]
+    sent = on_the_wire(payload(step["parameters"], step["micro_steps"]), gpus)
+    wire = ASSUMED["wire within a node, GB/s per GPU" if gpus <= NODE else "wire between nodes, GB/s per GPU"] * 1e9
+    buckets = math.ceil(step["parameters"] / ASSUMED["elements of a gradient bucket"]) * step["micro_steps"]
+    hops = 2 * (gpus - 1) * buckets * ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
+    wait = sent / wire + hops
+    return {
+        "gpus": gpus, "sent_gb": sent / 1e9, "compute_s": compute, "wire_s": sent / wire, "latency_s": hops,
+        "efficiency": compute / (compute + wait), "views_per_s": gpus * views / (compute + wait),
+    }  # fmt: skip
+
+
+def backbone_parameters(name: str) -> int:
+    """Parameters of a timm backbone without a classifier; nothing is allocated."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters())
+
+
+def memory(name: str) -> dict[str, Any]:
+    """GiB per rank and bytes of a checkpoint of one backbone, heads aside."""
+    parameters = backbone_parameters(name)
+    checkpoint = 16 * parameters
+    return {
+        "backbone": name,
+        "parameters": parameters,
+        **{f"gib_on_{gpus}": sum(held(parameters, gpus).values()) / GIB for gpus in (1, 8, 64, 1024)},
+        "checkpoint_gb": checkpoint / 1e9,
+        "checkpoint_write_s": checkpoint / (ASSUMED["disk of rank 0, GB/s"] * 1e9),
+        "checkpoint_gather_s": 2 * checkpoint / (ASSUMED["wire between nodes, GB/s per GPU"] * 1e9),
+    }
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------
+
+TINY = [
+    "--model.backbone=test_vit", "--model.weights=random", "--model.hidden_dim=32", "--model.num_layers=1",
+    "--model.num_heads=4", "--model.num_kv_heads=2", "--model.expert_dim=32", "--model.segmentation_size=8",
+    "--model.prune_after=1", "--data.workers=0", "--training.global_batch=8", "--training.micro_batch=1",
+    "--training.max_steps=1", "--training.image_every_steps=0", "--monitoring.console=false",
+]  # fmt: skip
+"""A detector with random weights for real processes on two cores."""
+
+
+def build_shards(out: Path, photos: int, view_size: int) -> dict[str, float]:
+    """Real shards of the embedded benchmark: bytes of a photo's views, and of its row of the index in memory."""
+    from roadwork.data.index import ShardIndex
+
+    words = ["--source", f"street:{photos}", "--out", str(out), "--view-size", str(view_size)]
+    subprocess.run([sys.executable, "-m", "shards.build", *words], cwd=ROOT, check=True, stdout=sys.stderr)
+    index = ShardIndex.open(out, "train")
+    columns = [value for value in vars(index).values() if isinstance(value, np.ndarray) and len(value) == len(index)]
+    return {
+        "view_size": view_size,
+        "photo_bytes": round(float(index.views_size.mean())),
+        "index_bytes": round(sum(column.nbytes for column in columns) / len(index), 1),
+    }
+
+
+def probe(processes: int, shards: Path, folder: Path) -> dict[str, Any]:
+    """One optimizer step on real processes: bytes sent and held by each rank, bytes of the checkpoint."""
+    stem, run = folder / f"world-{processes}", folder / f"run-{processes}"
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    words = [*launcher, "--num_processes", str(processes), "benchmarks/scaling_probe.py", str(stem)]
+    options = [f"--run.dir={run}", f"--data.shards={shards}", *TINY]
+    subprocess.run([sys.executable, *words, *options], cwd=ROOT, check=True, stdout=sys.stderr)
+    return read_probe(processes, stem, run)
+
+
+def read_probe(processes: int, stem: Path, run: Path) -> dict[str, Any]:
+    """What the ranks of one probe wrote."""
+    ranks = [json.loads(Path(f"{stem}-{rank}.json").read_text()) for rank in range(processes)]
+    (newest,) = (run / "checkpoints").glob("step-*")
+    return {
+        "processes": processes,
+        "parameters": ranks[0]["parameters"],
+        "micro_steps": ranks[0]["micro_steps"],
+        "sent": ranks[0]["sent"],
+        "held_most": {name: max(rank["held"][name] for rank in ranks) for name in ranks[0]["held"]},
+        "held_sum": {name: sum(rank["held"][name] for rank in ranks) for name in ranks[0]["held"]},
+        "checkpoint_bytes": sum(path.stat().st_size for path in newest.glob("*.safetensors")),
+    }
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Everything of scaling_measured.json but the GPU's step, which stays as it is."""
+    stored = json.loads(MEASURED.read_text())
+    stored["photos"] = build_shards(folder / "large", 24, 512)
+    build_shards(folder / "small", 40, 64)
+    stored["real_processes"] = [probe(n, folder / "small", folder) for n in (1, 2, 4)]
+    return stored
+
+
+def agreement(found: dict[str, Any]) -> dict[str, float]:
+    """Counted bytes over those of the formulas: 1 where they agree."""
+    n, parameters = found["processes"], found["parameters"]
+    given, formula = payload(parameters, found["micro_steps"]), held(parameters, n)
+    sent = found["sent"]
+    gathered = sent.get("all_gather_into_tensor", 0) + sent.get("all_gather", 0)
+    return {
+        "processes": n,
+        "all_reduce": sent.get("all_reduce", 0) / given["all_reduce"],
+        "all_gather": gathered / given["all_gather"],
+        **{name: found["held_most"][name] / formula[name] for name in found["held_most"]},
+        "checkpoint": found["checkpoint_bytes"] / (16 * parameters),
+    }
+
+
+def figures() -> dict[str, Any]:
+    """All that docs/scaling.md says."""
+    measured = json.loads(MEASURED.read_text())
+    photo, step = measured["photos"], measured["gpu_step"]
+    return {
+        "benchmark": "scaling",
+        "assumed": ASSUMED,
+        "measured": measured,
+        "data_plane": [data_plane(n, 1024, photo["photo_bytes"], photo["index_bytes"]) for n in PHOTOS],
+        "steps": [step_of(gpus, step) for gpus in GPUS],
+        "memory": [memory(name) for name in BACKBONES],
+        "agreement": [agreement(found) for found in measured["real_processes"]],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print every figure; with --measure, first count again on real processes and keep what they show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    parser.add_argument("--measure", action="store_true", help="count bytes on 1, 2 and 4 real processes first")
+    options = parser.parse_args(argv)
+    if options.measure:
+        with tempfile.TemporaryDirectory() as folder:
+            MEASURED.write_text(json.dumps(measure(Path(folder)), indent=1) + "\n")
+    found = figures()
+    if not options.json:
+        for name in ("data_plane", "steps", "memory", "agreement"):
+            for line in found[name]:
+                print(name, json.dumps(line))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Writes docs/scaling.md from benchmarks/scaling.py: `python docs/generate_scaling.py [--check]`.
+
+With --check nothing is written; the exit status is 1 where the page is not what the calculation says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "scaling.md"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import scaling  # noqa: E402 - the repository is put on the path above
+
+HEAD = """# Scale
+
+<!-- Written by `python docs/generate_scaling.py` from benchmarks/scaling.py. Do not edit: change the code instead. -->
+
+What happens to this trainer at 10^9 photos and 1,024 processes, on paper and in simulation. Nobody has run it at that size.
+The order is the real one, asked for the positions of that run.
+Bytes follow formulas that the last section compares with real processes.
+Speeds of wires and disks are assumed:
+"""
+
+
+def number(value: float) -> str:
+    """A figure with three digits that count."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 1e-3:
+        return f"{value:.2e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(cell if isinstance(cell, str) else number(cell) for cell in row) + " |"
+    yield ""
+
+
+def data_plane(found: dict[str, Any]) -> Iterator[str]:
+    """Order, index and cache."""
+    photo, rows = found["measured"]["photos"], found["data_plane"]
+    yield "## Order, index and cache, 1,024 processes on 128 nodes\n"
+    yield (
+        f"A photo's views at {photo['view_size']} px are {number(photo['photo_bytes'])} bytes and its row of the index "
+        f"{photo['index_bytes']:g} bytes in memory, counted on shards of the embedded benchmark; {scaling.PER_SHARD} "
+        f"photos a shard, {scaling.PHOTOS_PER_PROCESS} photos per process and step, {scaling.STEPS} steps.\n"
+    )
+    yield from table(
+        ["photos", "shards", "reads per shard that a step touches", "cache hits on a node", "bytes per photo, remote",
+         "bytes per photo, local", "table of the order, GiB", "index per process, GiB", "index per node, GiB",
+         "index read before the first batch, s"],
+        [[r["photos"], r["shards"], r["reads_per_touched_shard"], r["cache_hits"], r["remote_bytes_per_photo"],
+          r["local_bytes_per_photo"], r["table_gib"], r["index_gib_per_process"], r["index_gib_per_node"],
+          r["first_batch_s"]] for r in rows],
+    )  # fmt: skip
+    memory = scaling.ASSUMED["memory of a node, GiB"] * scaling.GIB
+    most = memory / (scaling.NODE * photo["index_bytes"])
+    fits = scaling.ASSUMED["cache of a node, GiB"] * scaling.GIB / photo["photo_bytes"]
+    last = rows[-1]
+    yield "**Where it breaks first, and what then**\n"
+    yield (
+        f"1. The cache, at {number(fits)} photos. The exact order reads everywhere at once: a data set that the cache of a "
+        f"node does not hold is fetched a shard for each photo, {number(last['remote_bytes_per_photo'])} bytes instead of "
+        f"{number(last['local_bytes_per_photo'])}. Then: shards on a disk that all nodes reach, where a photo is one read "
+        "of its own bytes, or a cache (`data.cache_gib`) that holds the node's data set."
+    )
+    yield (
+        f"2. The index, at {number(most)} photos: each process reads all of it, so {scaling.NODE} processes fill a node's "
+        f"{scaling.ASSUMED['memory of a node, GiB']:g} GiB. Then: fewer processes per node. An index that processes share "
+        "is not built."
+    )
+    yield (
+        f"3. The order itself holds: one float64 per photo, {number(last['table_gib'])} GiB at 10^9 for each process, "
+        "or for each node where they share its map (`roadwork/data/table.py`). A position "
+        f"takes about {math.ceil(math.log2(last['photos']))} steps of a binary search there.\n"
+    )
+
+
+def engine(found: dict[str, Any]) -> Iterator[str]:
+    """Steps and memory."""
+    step = found["measured"]["gpu_step"]
+    yield "## A step from 1 to 1,024 GPUs\n"
+    yield f"Computing: {step['origin']}; {step['views_per_s']:g} views/s, {step['memory_gib']:g} GiB."
+    yield (
+        "Sending: DeepSpeed sums gradients in fp32 with an all-reduce in EVERY micro-step and gathers bf16 weights once a "
+        "step. Nothing is overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
+    )
+    yield from table(
+        ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s"],
+        [[r["gpus"], r["sent_gb"], r["compute_s"], r["wire_s"], r["latency_s"], r["efficiency"], r["views_per_s"]]
+         for r in found["steps"]],
+    )  # fmt: skip
+    worst = found["steps"][-1]
+    yield "**Where it breaks first, and what then**\n"
+    yield (
+        f"1. The latency of long rings: {number(worst['latency_s'])} s of a step at {worst['gpus']:,} GPUs, beside "
+        f"{number(worst['wire_s'])} s on the wire. Then: larger `reduce_bucket_size` in `ds_configs/`; trees of the "
+        "communication library shorten it, too."
+    )
+    yield (
+        "2. Sending in every micro-step: more accumulation does not lower its share. Then: a larger `training.micro_batch` "
+        "(with `model.activation_checkpointing`), which does, and `overlap_comm`, which hides part of it.\n"
+    )
+    yield "## Memory and checkpoints of each backbone\n"
+    yield (
+        "GiB per process without activations and heads: bf16 weights and fp32 gradients whole, masters, moments and average "
+        "in fp32 over the processes. A checkpoint holds 16 bytes per parameter, on rank 0's memory until it is written.\n"
+    )
+    yield from table(
+        ["backbone", "parameters", "1 process", "8", "64", "1,024", "checkpoint, GB", "gathering, s", "writing behind, s"],
+        [[f"`{r['backbone']}`", r["parameters"], *(r[f"gib_on_{n}"] for n in (1, 8, 64, 1024)), r["checkpoint_gb"],
+          r["checkpoint_gather_s"], r["checkpoint_write_s"]] for r in found["memory"]],
+    )  # fmt: skip
+    yield (
+        "**Where it breaks first:** rank 0 alone writes, and one disk takes the whole checkpoint; training waits for the "
+        "gathering only. Then: a faster disk, or a larger `checkpoint.every_steps`. Writing by all ranks is not built.\n"
+    )
+
+
+def agreement(found: dict[str, Any]) -> Iterator[str]:
+    """Real processes against the formulas."""
+    rows = found["agreement"]
+    real = found["measured"]["real_processes"]
+    yield "## Against real processes\n"
+    yield (
+        f"`python -m benchmarks.scaling --measure` trains one step of a network of {real[0]['parameters']:,} parameters on "
+        "1, 2 and 4 processes over gloo and counts what each rank gives to collectives and holds. Counted over formula, the "
+        "largest of the ranks; partitions are padded, a step also reduces its few logged numbers, and files have headers.\n"
+    )
+    columns = ["processes", "all_reduce", "all_gather", "weights_bf16", "masters", "moments", "average", "checkpoint"]
+    yield from table(
+        ["processes", "all-reduce", "all-gather", "weights", "masters", "moments", "average", "checkpoint"],
+        [[f"{r[name]:.4f}" if name != "processes" else str(r[name]) for name in columns] for r in rows],
+    )  # fmt: skip
+    yield "Gradients, activations and time are not compared: they need GPUs of that number."
+
+
+def page() -> str:
+    """The whole file."""
+    found = scaling.figures()
+    assumed = "\n".join(f"- {name}: {number(value)}" for name, value in found["assumed"].items())
+    parts = [HEAD, assumed, "", *data_plane(found), *engine(found), *agreement(found)]
+    return "\n".join(parts) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page, or say whether it is stale."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where the page is stale")
+    wanted, check = page(), parser.parse_args(arguments).check
+    if check and (not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted):
+        print("docs/scaling.md is stale; run `python docs/generate_scaling.py`")
+        return 1
+    if not check:
+        PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
