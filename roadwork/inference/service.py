@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 
 from roadwork.data.images import Photo
 from roadwork.data.record import Rejected
@@ -28,7 +29,7 @@ from roadwork.monitoring.prometheus import CONTENT_TYPE, ServiceMetrics
 
 RAW_TYPES = ("application/octet-stream", "")
 HEADER_BYTES = 32 * 1024
-"""Longest request head; longer ones are answered 400 by the server."""
+"""Longest request head. The server answers 400 where a longer one arrives in pieces, `refuse_long_heads` 431 otherwise."""
 
 
 class Service:
@@ -147,9 +148,17 @@ def _too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"the body is larger than the {max_bytes} bytes that are allowed")
 
 
+async def refuse_long_heads(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+    """A head that came at once is parsed before the server looks at its length."""
+    if sum(len(name) + len(value) for name, value in request.headers.raw) > HEADER_BYTES:
+        return JSONResponse({"detail": f"the request head is larger than {HEADER_BYTES} bytes"}, 431)
+    return await call(request)
+
+
 def create_app(service: Service) -> FastAPI:
     """The routes: POST /predict, GET /health, GET /metrics, and FastAPI's own /docs."""
     app = FastAPI(title="Roadwork detector", lifespan=service.running)
+    app.middleware("http")(refuse_long_heads)
     body = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/*",)}}
 
     @app.post("/predict", openapi_extra={"requestBody": body})

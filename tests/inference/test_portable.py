@@ -14,6 +14,7 @@ from roadwork.inference.options import ExportOptions
 from roadwork.inference.portable import export, export_program, run_onnx
 from roadwork.models import RoadworkDetector
 from roadwork.models.saved import padded
+from tests.inference.spread import spread_answers
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     detector = RoadworkDetector(shape, 64)
     with torch.no_grad():
-        detector.classifier[-1].weight.mul_(300)
         detector.pruner.net[-1].weight.mul_(100)
+    spread_answers(detector, pictures())
     folder = tmp_path_factory.mktemp("portable") / "model"
     return detector.save_pretrained(folder, calibration={"temperature": 0.5, "bias": 0.3})
+
+
+def pictures() -> list[np.ndarray]:
+    """Of one view and of many."""
+    rng = np.random.default_rng(5)
+    shapes = [(224, 224), (360, 640), (700, 300), (224, 224), (90, 160)]
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +49,9 @@ def test_onnxruntime_and_torch_export_answer_as_the_model(model: Path, written: 
     assert [str(path.relative_to(model)) for path in written] == ["exported/model.pt2", "onnx/model.onnx"]
     assert max(written.values()) < 1e-5
     detector = RoadworkDetector.from_pretrained(model)
-    rng = np.random.default_rng(5)
-    shapes = [(224, 224), (360, 640), (700, 300), (224, 224), (90, 160)]
-    pictures = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    cut = [detector.cut(picture) for picture in pictures]
+    cut = [detector.cut(picture) for picture in pictures()]
     assert {len(photo.views) for photo in cut} >= {1, 12}
-    expected = [detector.predict(picture) for picture in pictures]
+    expected = [detector.predict(picture) for picture in pictures()]
     assert np.ptp(expected) > 1e-2, "answers that hardly differ would prove nothing"
     for run in (run_onnx(model / "onnx" / "model.onnx"), torch.export.load(model / "exported" / "model.pt2").module()):
         together = run(*padded(cut, 12)).tolist()
