@@ -136,7 +136,8 @@ def agreement(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"`python -m benchmarks.scaling --measure` trains one step of a network of {real[0]['parameters']:,} parameters on "
         "1, 2 and 4 processes over gloo and counts what each rank gives to collectives and holds. Counted over formula, the "
-        "largest of the ranks; partitions are padded, a step also reduces its few logged numbers, and files have headers.\n"
+        "largest of the ranks; partitions are padded, a step also reduces its few logged numbers, files have headers,"
+        " and one process gathers nothing.\n"
     )
     columns = ["processes", "all_reduce", "all_gather", "weights_bf16", "masters", "moments", "average", "checkpoint"]
     yield from table(
