@@ -1,11 +1,12 @@
 """Photos per second that arrive in the training process: ours, the limit of bare decoding, and what others reach.
 
-`python -m benchmarks.loader [--json] [--shards DIR] [--workers 2] [--rounds 5]`
+`python -m benchmarks.loader [--json] [--shards DIR] [--workers 2] [--rounds 5] [--peers-venv DIR]`
 
 All contenders read the same shards with the same workers and give uint8 [B, V, 3, S, S]; all but `webdataset_pil` use
-the same decoder. Runs alternate; the figures are medians over rounds. `decode_limit` is a bare loop over the same bytes
-in as many processes, at the start and at the end of each round. `*_cpu_ms` is processor time per photo over all
-processes, which a busy machine disturbs less than the rate.
+the same decoder. `litdata` and `streaming` run in the environment of `--peers-venv`, on the same bytes in their own
+format; without one they are null, and `why_null` says why. Runs alternate; the figures are medians over rounds.
+`decode_limit` is a bare loop over the same bytes in as many processes, at the start and at the end of each round.
+`*_cpu_ms` is processor time per photo over all processes, which a busy machine disturbs less than the rate.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from benchmarks.loader_clock import measure
+from benchmarks.loader_peers import PEERS, ask, views_of
 from roadwork.data.decode import decode_views
 from roadwork.data.index import ShardIndex, write_index
 from roadwork.data.loader import TrainLoader
@@ -38,8 +41,6 @@ from roadwork.data.shards import Sample, shard_name, write_shard
 from roadwork.data.views import make_views, view_boxes
 
 BATCH = 8
-WARM = 12
-"""Batches before the clock starts: every slot of shared memory has been touched once by then."""
 
 
 def build_shards(folder: Path, photos: int, view_size: int) -> None:
@@ -68,16 +69,7 @@ def build_shards(folder: Path, photos: int, view_size: int) -> None:
 
 def _to_views(sheet: bytes, size: int) -> torch.Tensor:
     """uint8 [V, S, S, 3] of a sheet whose number of views is in its header."""
-    height = int.from_bytes(sheet[_sof(sheet) + 5 : _sof(sheet) + 7], "big")
-    return torch.from_numpy(decode_views(sheet, height // size, size))
-
-
-def _sof(jpeg: bytes) -> int:
-    """Offset of the baseline frame header's marker."""
-    at = 2
-    while jpeg[at + 1] not in (0xC0, 0xC1, 0xC2):
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return at
+    return torch.from_numpy(decode_views(sheet, views_of(sheet, size), size))
 
 
 def _pil_views(sample: dict[str, Any]) -> torch.Tensor:
@@ -128,36 +120,6 @@ def wds(index: ShardIndex, workers: int, pil: bool) -> Iterator[torch.Tensor]:
         yield views if pil else views.permute(0, 1, 4, 2, 3)
 
 
-def _cpu_seconds() -> float:
-    """User and system time of this process and its living children."""
-    ticks, me = os.sysconf("SC_CLK_TCK"), os.getpid()
-    total = 0
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(entry) == me or int(fields[1]) == me:
-                total += int(fields[11]) + int(fields[12])
-    return total / ticks
-
-
-def measure(make: Callable[[], Iterable[torch.Tensor]], batches: int) -> tuple[float, float]:
-    """(photos per second, processor milliseconds per photo) between batch WARM and the last one."""
-    source = iter(make())
-    for _ in range(WARM):
-        views = next(source)
-    started, used = time.perf_counter(), _cpu_seconds()
-    for _ in range(batches):
-        views = next(source)
-        assert views.dtype == torch.uint8 and views.shape[2] == 3
-    seconds, used = time.perf_counter() - started, _cpu_seconds() - used
-    del source
-    photos = batches * BATCH
-    return photos / seconds, used / photos * 1e3
-
-
 def _bare(data: list[bytes], views: list[int], size: int, photos: int, gate: Any, out: Any) -> None:
     pixels = [np.empty((v, size, size, 3), dtype=np.uint8) for v in views]
     for i in range(8):
@@ -190,39 +152,51 @@ def decode_limit(index: ShardIndex, workers: int, photos: int) -> tuple[float, f
     return sum(rate for rate, _ in found), statistics.mean(cpu for _, cpu in found)
 
 
-def run(folder: Path, workers: int, rounds: int, batches: int) -> dict[str, Any]:
+def run(folder: Path, work: Path, venv: Path | None, workers: int, rounds: int, batches: int) -> dict[str, Any]:
     """All contenders in turn, `rounds` times."""
     index = ShardIndex.open(folder, "train")
-    contenders: dict[str, Callable[[], tuple[float, float]]] = {
+    asked = {"workers": workers, "batches": batches, "batch": BATCH, "view_size": index.view_size}
+    why: dict[str, str] = {}
+    contenders: dict[str, Callable[..., tuple[float, float] | str]] = {
         "decode_limit_before": lambda: decode_limit(index, workers, batches * BATCH),
-        "ours": lambda: measure(lambda: ours(index, workers), batches),
-        "webdataset": lambda: measure(lambda: wds(index, workers, False), batches),
-        "torch_dataset": lambda: measure(lambda: torch_dataset(index, workers), batches),
-        "webdataset_pil": lambda: measure(lambda: wds(index, workers, True), batches),
+        "ours": lambda: measure(lambda: ours(index, workers), batches, BATCH),
+        "webdataset": lambda: measure(lambda: wds(index, workers, False), batches, BATCH),
+        "torch_dataset": lambda: measure(lambda: torch_dataset(index, workers), batches, BATCH),
+        "webdataset_pil": lambda: measure(lambda: wds(index, workers, True), batches, BATCH),
+        **{name: lambda name=name: ask(name, venv, folder, work, asked) for name in PEERS},
         "decode_limit_after": lambda: decode_limit(index, workers, batches * BATCH),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     costs: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, contender in contenders.items():
-            rate, cost = contender()
+            if name in why:
+                continue
+            answer = contender()
+            if isinstance(answer, str):
+                why[name] = answer
+                print(f"round {number}: {name:20s} absent: {answer}", flush=True)
+                continue
+            rate, cost = answer
             rates[name].append(rate)
             costs[name].append(cost)
             print(f"round {number}: {name:20s} {rate:8.1f} photos/s {cost:7.2f} cpu ms/photo", flush=True)
-    result: dict[str, Any] = {name: round(statistics.median(found), 1) for name, found in rates.items()}
-    result.update({f"{name}_cpu_ms": round(statistics.median(found), 2) for name, found in costs.items()})
+    result: dict[str, Any] = {
+        name: None if name in why else round(statistics.median(found), 1) for name, found in rates.items()
+    }
+    result.update(
+        {f"{name}_cpu_ms": round(statistics.median(found), 2) for name, found in costs.items() if name not in why}
+    )
     limits = [(b + a) / 2 for b, a in zip(rates["decode_limit_before"], rates["decode_limit_after"], strict=True)]
     limit_cpu = statistics.median(costs["decode_limit_before"] + costs["decode_limit_after"])
     result["decode_limit"] = round(statistics.median(limits), 1)
     result["of_limit"] = round(statistics.median(o / m for o, m in zip(rates["ours"], limits, strict=True)), 3)
     result["of_limit_cpu"] = round(limit_cpu / statistics.median(costs["ours"]), 3)
-    for name in ("webdataset", "torch_dataset", "webdataset_pil"):
+    for name in ("webdataset", "torch_dataset", "webdataset_pil", *(name for name in PEERS if name not in why)):
         ratios = [o / t for o, t in zip(rates["ours"], rates[name], strict=True)]
         result[f"over_{name}"] = round(statistics.median(ratios), 3)
         result[f"over_{name}_cpu"] = round(statistics.median(costs[name]) / statistics.median(costs["ours"]), 3)
-    result.update(
-        litdata=None, streaming=None, why_null="litdata and mosaicml-streaming need environments of their own"
-    )
+    result["why_null"] = why
     views = int(index.num_views[0])
     result.update(workers=workers, batch=BATCH, views=views, view_size=index.view_size, rounds=rounds)
     result.update(bytes_per_photo=int(index.views_size.mean()), load=os.getloadavg()[0], cores=os.cpu_count())
@@ -237,6 +211,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=40, help=f"timed batches of {BATCH} photos per run")
     parser.add_argument("--view_size", type=int, default=512)
+    parser.add_argument(
+        "--peers-venv", type=Path, help="environment with litdata and mosaicml-streaming (benchmarks/loader_peers.py)"
+    )
     options = parser.parse_args()
     out = sys.stdout
     if options.json:
@@ -245,9 +222,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.shards
         if folder is None:
-            folder = Path(temporary)
+            folder = Path(temporary) / "shards"
+            folder.mkdir()
             build_shards(folder, 128, options.view_size)
-        result = run(folder, options.workers, options.rounds, options.batches)
+        work = Path(temporary) / "peers"
+        result = run(folder, work, options.peers_venv, options.workers, options.rounds, options.batches)
     sys.stdout = out
     print(json.dumps(result))
 

@@ -46,12 +46,21 @@ class RangeReader:
         if descriptor is None:
             while len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
-            path = self._paths[number] if self.cache is None else self.cache.fetch(number)
+            path: str | os.PathLike[str] = self._paths[number]
+            if self.cache is not None:
+                path = self.cache.fetch(number)
+                self._let_go()
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._open[number] = descriptor
         else:
             self._open.move_to_end(number)
         return descriptor
+
+    def _let_go(self) -> None:
+        """Close files that the cache has removed: an open one keeps its bytes on the disk, beyond the cache's limit."""
+        for number, descriptor in list(self._open.items()):
+            if os.fstat(descriptor).st_nlink == 0:
+                os.close(self._open.pop(number))
 
     def close(self) -> None:
         if self._pid == os.getpid():

@@ -54,6 +54,19 @@ def test_the_cache_keeps_to_its_limit_and_drops_the_oldest(remote: Path, tmp_pat
     assert index.cache.fetch(0) == first and first.exists()
 
 
+def test_a_shard_that_the_cache_dropped_takes_no_disk_any_more(remote: Path, tmp_path: Path) -> None:
+    """A file that is gone but open still fills the disk: a reader lets go of it at its next fetch."""
+    sizes = [shard.bytes for shard in ShardIndex.open(remote, "train").shards]
+    index = open_remote(remote, tmp_path, (max(sizes) + 1) / 2**30)
+    for row in (0, 8, 16, 0, 8):
+        assert (index.read_views(row) == ShardIndex.open(remote, "train").read_views(row)).all()
+    folder = str(tmp_path / "cache")
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    opened = [os.readlink(link) for link in links if os.path.lexists(link)]
+    held = [name for name in opened if name.startswith(folder) and ".tar" in name]
+    assert len(held) == 1 and not held[0].endswith("(deleted)")
+
+
 def test_a_shard_altered_at_its_source_is_refused_and_not_kept(remote: Path, tmp_path: Path) -> None:
     index = open_remote(remote, tmp_path)
     with open(remote / "train-000001.tar", "r+b") as file:
