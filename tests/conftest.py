@@ -19,7 +19,7 @@ def launch() -> Iterator[Launch]:
     """Run a script under `accelerate launch` to its end; whatever still runs when the test ends is killed."""
     jobs: list[Job] = []
 
-    def run(script: str, *arguments: str, processes: int = 2, timeout: float = 240, **extra: str) -> Finished:
+    def run(script: str, *arguments: str, processes: int = 2, timeout: float = 900, **extra: str) -> Finished:
         job = start(script, *arguments, processes=processes, **extra)
         jobs.append(job)
         return job.wait(timeout)
@@ -37,6 +37,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sys.executable, "-m", "shards.build", "--source", "street:40", "--out", str(folder), "--view-size", "64",
         "--processes", "2", "--val-fraction", "0.25",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

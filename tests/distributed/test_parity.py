@@ -84,7 +84,7 @@ def launched(
     (place / "trials.json").write_text(json.dumps(trials))
     job = start("tests/distributed/exact_worker.py", str(place / "trials.json"), processes=processes, config=config)
     try:
-        done = job.wait(280)
+        done = job.wait(900)
     finally:
         job.kill()
     assert done.status == 0, done.output[-4000:]

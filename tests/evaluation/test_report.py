@@ -136,7 +136,7 @@ def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, wid
         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr", "--v=0",
         "--virtual-time-budget=5000", f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", probe.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     state = json.loads(html.unescape(found[1]))

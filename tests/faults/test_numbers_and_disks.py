@@ -23,7 +23,7 @@ MIB = 2**20
 def alone(*command: str) -> subprocess.CompletedProcess[str]:
     """One process without a launcher."""
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280
+        [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
     )
 
 

@@ -34,7 +34,7 @@ def ended_well(done: Finished) -> Finished:
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    ended_well(start("launch/pretrain.py", *options(run, shards)).wait(300))
+    ended_well(start("launch/pretrain.py", *options(run, shards)).wait(900))
     return run
 
 

@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
     def launch(script: str, name: str, processes: int) -> str:
         job = start(f"launch/{script}.py", f"--run.dir={folder / name}", *options, processes=processes)
         try:
-            done = job.wait(400)
+            done = job.wait(900)
         finally:
             job.kill()
         assert done.status == 0, done.output[-4000:]

@@ -41,7 +41,7 @@ def _pipeline(photos: Path, run: Path, *extra: str) -> str:
         '--pipeline.build=["--view-size", "64", "--val-fraction", "0", "--processes", "1"]',
         f"--masks.source=csv:{photos}", "--masks.model=random-tiny", "--masks.score_threshold=0.2", *extra,
     ]  # fmt: skip
-    done = Job(command, environment()).wait(400)
+    done = Job(command, environment()).wait(900)
     assert done.status == 0, done.output[-3000:]
     return done.output
 

@@ -49,7 +49,7 @@ def _files(run: Path) -> dict[str, bytes]:
 
 
 def _finish(job: Job) -> Finished:
-    done = job.wait(200)
+    done = job.wait(600)
     assert done.status == 0, done.output[-3000:]
     return done
 
@@ -89,7 +89,7 @@ def test_one_and_three_processes_and_a_kill_give_the_same_bytes(photos: Path, tm
 @pytest.mark.timeout(300)
 def test_missing_weights_end_in_one_line(photos: Path, tmp_path: Path) -> None:
     arguments = ["--masks.model=facebook/sam3", f"--masks.source=csv:{photos}", f"--run.dir={tmp_path}"]
-    done = start(SCRIPT, *arguments, processes=2, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")).wait(200)
+    done = start(SCRIPT, *arguments, processes=2, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")).wait(600)
     assert done.status != 0
     lines = [line for line in done.output.splitlines() if line.startswith("error: ")]
     assert lines and len(set(lines)) == 1, done.output[-3000:]

@@ -361,7 +361,7 @@ def test_a_full_disk_is_one_line_and_the_next_build_continues(source: Path, buil
     )
     arguments = ["--source", str(source), "--out", str(tmp_path), "--view-size", "32", "--samples-per-shard", "5"]
     arguments += ["--processes", "1", "--target-cities", "pittsburgh"]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == 2 and "no space left" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.tar*")) and not list(tmp_path.glob(".*.tmp"))
     make(source, tmp_path, target_cities=["pittsburgh"])
