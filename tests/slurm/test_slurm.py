@@ -91,7 +91,7 @@ def uninterrupted(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempP
     """Run folder of a two-node job that nobody disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     job = submit(cluster, "pretrain", f"--run.dir={folder}", f"--data.shards={shards}", *OPTIONS)
-    cluster.until(lambda: ended(cluster, job), 180, f"job {job} to end")
+    cluster.until(lambda: ended(cluster, job), 3 * 180, f"job {job} to end")
     return folder
 
 
@@ -107,8 +107,8 @@ def test_two_nodes_train_one_model(cluster, uninterrupted):
 def frozen(cluster: Cluster, job: str, folder: Path, launch: int) -> Iterator[int]:
     """Hold the job in the middle of its training: rank 1 is stopped after two steps of this launch; yields the step."""
     before = len(steps(folder))
-    cluster.until(lambda: f"launch {launch}," in said(cluster, job), 120, f"launch {launch} of job {job}")
-    cluster.until(lambda: ended(cluster, job) or len(steps(folder)) >= before + 2, 180, f"steps of launch {launch}")
+    cluster.until(lambda: f"launch {launch}," in said(cluster, job), 3 * 120, f"launch {launch} of job {job}")
+    cluster.until(lambda: ended(cluster, job) or len(steps(folder)) >= before + 2, 3 * 180, f"steps of launch {launch}")
     pid = ranks(folder)[1]["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -132,24 +132,24 @@ def test_preempted_out_of_time_and_killed_it_comes_back_by_itself_and_ends_as_if
     with frozen(cluster, job, folder, launch=1):  # preemption: Slurm sends SIGTERM to every process, and requeues
         cluster.tell("scontrol", "requeue", job)
         time.sleep(1)
-    cluster.until(lambda: cluster.state(job).get("Restarts") == "1", 90, "the preempted job to be requeued")
-    cluster.until(lambda: saved_on(folder, signal.SIGTERM), 60, "its checkpoint")
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "1", 3 * 90, "the preempted job to be requeued")
+    cluster.until(lambda: saved_on(folder, signal.SIGTERM), 3 * 60, "its checkpoint")
     first = newest(folder)
     assert 0 < first < STEPS
 
     with frozen(cluster, job, folder, launch=2):  # the time limit comes near: Slurm warns the batch script
         cluster.tell("scontrol", "update", f"JobId={job}", "TimeLimit=2")
-        cluster.until(lambda: "warned (SIGUSR2)" in said(cluster, job), 120, "the warning of the time limit")
+        cluster.until(lambda: "warned (SIGUSR2)" in said(cluster, job), 3 * 120, "the warning of the time limit")
         cluster.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    cluster.until(lambda: cluster.state(job).get("Restarts") == "2", 90, "the job to requeue itself")
-    cluster.until(lambda: saved_on(folder, signal.SIGUSR2), 60, "its checkpoint")
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "2", 3 * 90, "the job to requeue itself")
+    cluster.until(lambda: saved_on(folder, signal.SIGUSR2), 3 * 60, "its checkpoint")
     second = newest(folder)
     assert first < second < STEPS
 
-    cluster.until(lambda: ended(cluster, job) or newest(folder) > second, 240, "a checkpoint of launch 3")
+    cluster.until(lambda: ended(cluster, job) or newest(folder) > second, 3 * 240, "a checkpoint of launch 3")
     os.kill(ranks(folder)[1]["pid"], signal.SIGKILL)  # a rank is lost: no signal, no save
-    cluster.until(lambda: cluster.state(job).get("Restarts") == "3", 120, "the failed job to requeue itself")
-    cluster.until(lambda: ended(cluster, job), 240, "the job to end")
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "3", 3 * 120, "the failed job to requeue itself")
+    cluster.until(lambda: ended(cluster, job), 3 * 240, "the job to end")
 
     assert losses(folder) == losses(uninterrupted)
     assert "pretrain is done" in said(cluster, job)
@@ -161,7 +161,7 @@ def test_the_tasks_of_an_array_share_the_folds(cluster, tmp_path):
     options = ["--engine.threads=1", "--data.workers=0", "--folds.num_folds=4", "--folds.epochs=1", "--folds.batch=8"]
     given = [f"--run.dir={folder}", f"--data.shards={config.data.shards}", *options]
     array = submit(cluster, "dora_folds", *given, sbatch=("--array=0-1",))
-    cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", array), 180, f"the tasks of {array} to end")
+    cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", array), 3 * 180, f"the tasks of {array} to end")
     states = [cluster.state(f"{array}_{task}").get("JobState") for task in (0, 1)]
     printed = "\n".join(path.read_text() for path in sorted(cluster.folder.glob("job-*.log"))[-2:])
     assert states == ["COMPLETED", "COMPLETED"], printed
@@ -172,7 +172,7 @@ def test_the_tasks_of_an_array_share_the_folds(cluster, tmp_path):
 
 def test_a_wrong_option_ends_the_job_with_its_line_and_is_not_tried_again(cluster, tmp_path):
     job = submit(cluster, "pretrain", f"--run.dir={tmp_path}", "--training.micro_bach=2")
-    cluster.until(lambda: cluster.state(job).get("JobState") == "FAILED", 60, "the job to fail")
+    cluster.until(lambda: cluster.state(job).get("JobState") == "FAILED", 3 * 60, "the job to fail")
     assert "micro_batch" in said(cluster, job)
     assert cluster.state(job)["ExitCode"] == "2:0"
     assert cluster.state(job)["Restarts"] == "0"
