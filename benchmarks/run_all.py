@@ -25,6 +25,9 @@ NOT_BENCHMARKS = {
     "paired",
     "ablation_variants",
     "augment_sheet",
+    "loader_clock",
+    "loader_peers",
+    "training_run",
     "photographs",
     "scaling_probe",
 }

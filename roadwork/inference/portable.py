@@ -63,8 +63,9 @@ def export_program(detector: RoadworkDetector, views: int = MAX_VIEWS) -> torch.
 
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """aten.sort.stable in ONNX, whose TopK puts the lower index first among equals: the same order."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # its own annotations do not fit each other
     length = op.Reshape(op.Gather(op.Shape(values), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
     return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
 

@@ -36,7 +36,7 @@ def challenge_standing(
     if not len(rows):
         return None
     sources: list[Any] = [Photos(index, rows)]
-    labels = [np.asarray(index.label)[rows]]
+    labels: list[Any] = [np.asarray(index.label)[rows]]
     generated = synthetic_half(config)
     if generated is not None:
         sources.append(generated[0])

@@ -226,7 +226,7 @@ class Saved(nn.Module):
         height, width = rgb.shape[:2]
         boxes = view_boxes(width, height, self.view_size)
         views = make_views(rgb, boxes, self.view_size)
-        return CutPhoto(views, boxes / np.array([width, height, width, height], dtype=np.float32))
+        return CutPhoto(views, np.asarray(boxes / [width, height, width, height], dtype=np.float32))
 
     @torch.inference_mode()
     def answer(self, photos: Sequence[CutPhoto]) -> list[float]:
