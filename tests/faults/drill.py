@@ -7,6 +7,7 @@ finite), `fill` (the run folder's disk, up to `leave` bytes), `free` (gives that
 were complete meanwhile).
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -87,7 +88,8 @@ class Accident(Trainer):
             time.sleep(event["seconds"])
         elif action == "fill":
             self.checkpoints.wait()
-            filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - event["leave"]))
+            with contextlib.suppress(OSError):  # full a little earlier: logs and heartbeats write meanwhile
+                filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - event["leave"]))
         elif action == "free":
             self.checkpoints.wait()
             filler.unlink()
