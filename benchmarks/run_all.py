@@ -44,7 +44,7 @@ class Words:
 
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
-    "fairness": Words(("--photos", "720", "--seeds", "3"), ("--photos", "240", "--seeds", "1")),
+    "fairness": Words(("--photos", "640"), ("--photos", "240")),  # the photos of the demo
     "folds": Words(("--run", "RUN", "--shards", "SHARDS"), ("--folds", "2", "--epochs", "2")),
     "loader": Words(("--shards", "SHARDS")),
     "masks": Words(),
