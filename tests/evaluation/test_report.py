@@ -63,7 +63,7 @@ def test_every_part_is_there_with_its_figures(made):
         "These give the label away: description (missing)", "1 records were rejected", "truncated_image 1",
         "1 samples could not be read", "training.learning_rate", "checkpoints/step-00000030", "Not simulated",
         "within 50 km 0.720 0.300 0.700", "Validation MCC with its interval",
-        "Out-of-fold answers (folds/oof.csv) are optimistic",
+        "are optimistic: the network below",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert "<b>broken</b>" not in page and "&lt;b&gt;broken&lt;/b&gt;" in page
