@@ -44,7 +44,7 @@ class Words:
 
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
-    "fairness": Words(("--photos", "640"), ("--photos", "240")),  # the photos of the demo
+    "fairness": Words(("--photos", "860"), ("--photos", "240")),  # the photos of the demo
     "folds": Words(("--run", "RUN", "--shards", "SHARDS"), ("--folds", "2", "--epochs", "2")),
     "loader": Words(("--shards", "SHARDS")),
     "masks": Words(),
