@@ -4,8 +4,9 @@ Per seed: near-duplicates are grouped by perceptual hash and the groups split, `
 to predictions and report, and a plain classifier (the same net and ImageNet weights, whole photo, all layers trained,
 AdamW with cosine, random resized crop, flip and colour jitter) learns on the same training photos. It gets the
 validation photos as well, since it chooses nothing on them. It sees as many decoded
-photos as the line's optimizer did in pre-training, and no more seconds of optimisation. A finished seed is kept: a
-second call goes on. The last line is one JSON object; `difference` is MCC(line) - MCC(plain) on the held-out photos
+photos as the line's optimizer did in pre-training (`decoded`), unless the line's seconds of optimisation end it before
+(`plain_decoded` is then smaller). A finished seed is kept: a second call goes on. The last
+line is one JSON object; `difference` is MCC(line) - MCC(plain) on the held-out photos
 at probability 0.5, the mean over seeds, with a bootstrap interval over groups within each seed.
 """
 
@@ -62,6 +63,7 @@ class Plain:
 
     def __init__(self, paths: list[Path], labels: list[int], seed: int) -> None:
         torch.manual_seed(seed)
+        self.decoded = 0
         self.net: nn.Module = nn.Sequential(pretrained_lite0(), nn.Dropout(0.2), nn.Linear(1280, 2))
         self.photos, self.labels = torch.stack([self.load(path) for path in paths]), torch.tensor(labels)
         self.augment = v2.Compose(
@@ -98,6 +100,7 @@ class Plain:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        self.decoded = seen
         return self
 
     @staticmethod
@@ -133,6 +136,7 @@ def measure(source: Path, folder: Path, seed: int, options: argparse.Namespace) 
     }
     labels = [rows[i][1] for i in ids["test"]]
     result = {"seed": seed, "train": len(learn), "test": len(labels), "decoded": decoded, "seconds": round(seconds, 1)}
+    result["plain_decoded"] = plain.decoded
     result |= {
         f"{k}_mcc": round(metrics.metric_value(np.array(labels), np.array(v), "mcc"), 4) for k, v in answers.items()
     }
@@ -178,6 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-views", type=int, default=6)
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args(argv)
+    if not options.csv.is_file():
+        parser.error(f"--csv {options.csv}: no such file; give a CSV with the header path,label")
     source, runs = options.csv.resolve(), []
     for seed in range(options.first_seed, options.first_seed + options.splits):
         kept = options.out / f"seed-{seed}.json"

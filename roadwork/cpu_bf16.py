@@ -1,7 +1,7 @@
 """bf16 products by way of fp32, on CPUs that have no bf16 instructions.
 
-There torch computes bf16 matrix products and convolutions with scalar code: on an AVX2 core 1.5 instead of 29 GFLOP/s, and
-a convolutional backbone eleven times slower than in fp32. Here the operands are widened to fp32, in which every bf16 number
+There torch computes bf16 matrix products and convolutions with scalar code, far slower than fp32. Here the
+operands are widened to fp32, in which every bf16 number
 is exact, and the result is rounded to bf16 once: what the hardware's own instructions compute, up to the order of the sum.
 Weights, activations and gradients stay bf16, so engine, memory and rounding are those of every other machine.
 """
