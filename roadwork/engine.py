@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from roadwork.config import Config, accumulation
 from roadwork.cpu_bf16 import widen_products
+from roadwork.cpu_memory import keep_freed_memory
 from roadwork.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Engine:
         _set_threads(config.engine.threads)
         if on_cpu:
             widen_products()
+            keep_freed_memory()
         plugin = _deepspeed_plugin(config, on_cpu, steps)
         accelerator = _accelerator(config, plugin, on_cpu, steps)
         engine = cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from roadwork.errors import UserError
+from roadwork.models.cpu_units import CpuUnits, computes_in_fp32
 from roadwork.models.depthwise import use_fast_depthwise
 from roadwork.models.fixed_norm import fix_statistics
 from roadwork.models.weights import Recipe, create, is_vit
@@ -72,11 +73,11 @@ class Backbone(nn.Module):
     def __init__(self, recipe: Recipe, view_size: int, trainable: str = "full", checkpointing: bool = False) -> None:
         super().__init__()
         self.recipe, self.compiled = recipe, False
+        self._cpu_units = CpuUnits()
         self.net = create(recipe, view_size)
         fix_statistics(self.net)
         self.vit = is_vit(recipe.name)
         self.checkpointing = checkpointing
-        self.channels_last = not self.vit
         use_fast_depthwise(self.net)
         self._measure(view_size)
         self.trainable_units = self._trainable_units(trainable)
@@ -207,12 +208,11 @@ class Backbone(nn.Module):
         parameter = next(self.net.parameters())
         scale = 255.0 if views.dtype == torch.uint8 else 1.0
         mean, std = (_constant(v, views.device) for v in (self.recipe.mean, self.recipe.std))
-        x = ((views.float() / scale - mean) / std).to(parameter.dtype)
+        x = (views.float() / scale - mean) / std
         if not self.vit:
-            x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
-            for module in self._stem():
-                x = module(x)
-            return State(x)
+            x = x if self._computes_in_fp32(x) else x.to(parameter.dtype)
+            return State(self._through(self._stem(), x.contiguous(memory_format=torch.channels_last)))
+        x = x.to(parameter.dtype)
         grid = (views.shape[-2] // self.stride, views.shape[-1] // self.stride)
         net = self.net
         embedded = net._pos_embed(net.patch_embed(x))
@@ -223,6 +223,17 @@ class Backbone(nn.Module):
         if isinstance(getattr(net, "norm_pre", None), nn.Module):
             embedded = net.norm_pre(embedded)
         return State(embedded, rope, grid)
+
+    def _computes_in_fp32(self, x: Tensor) -> bool:
+        return not self.vit and not self.compiled and computes_in_fp32(next(self.net.parameters()), x.device)
+
+    def _through(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """A map through parts of a convolutional net, in the dtype that it came in."""
+        if self._computes_in_fp32(x):
+            return self._cpu_units(modules, x)
+        for module in modules:
+            x = module(x)
+        return x
 
     def run(self, state: State, start: int, stop: int) -> State:
         """Units start to stop - 1."""
@@ -235,10 +246,11 @@ class Backbone(nn.Module):
             arguments: dict[str, Any] = {}
             if state.rope is not None:
                 arguments["rope"] = state.rope[i] if mixed else state.rope
+            through: Callable[..., Tensor] = unit if self.vit else functools.partial(self._through, [unit])
             if remember and any(p.requires_grad for p in unit.parameters()):
-                x = checkpoint(unit, x, use_reentrant=False, **arguments)
+                x = checkpoint(through, x, use_reentrant=False, **arguments)
             else:
-                x = unit(x, **arguments)
+                x = through(x, **arguments)
             if not self.vit and i == self.patch_unit:
                 patches = x
         return State(x, state.rope, state.grid, patches)
@@ -247,12 +259,13 @@ class Backbone(nn.Module):
         """One vector per view between two units: class token or mean, [N, D]."""
         if self.vit:
             return state.x[:, 0] if self._has_class_token() else state.x.mean(1)
-        return state.x.mean((2, 3))
+        return state.x.mean((2, 3)).to(self._dtype)
 
     def finish(self, state: State, with_patches: bool = True) -> tuple[Tensor, Tensor | None]:
         """State after the last unit -> view vectors [N, D] and patch tokens as a map [N, C, h, w]."""
         if not self.vit:
-            return self._pool(self._head_map(state.x)), state.patches if with_patches else None
+            vector, map_ = self._pool(self._head_map(state.x)), state.patches if with_patches else None
+            return vector.to(self._dtype), None if map_ is None else map_.to(self._dtype)
         prefix = self.net.num_prefix_tokens
         if not with_patches and self._has_class_token():
             return self.net.norm(state.x[:, :1])[:, 0], None
@@ -266,6 +279,12 @@ class Backbone(nn.Module):
         """Views [N, 3, S, S] -> vectors [N, D] and patch map [N, C, h, w], without pruning."""
         return self.finish(self.run(self.begin(views), 0, self.depth))
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the weights, and of what leaves the backbone."""
+        dtype: torch.dtype = next(self.net.parameters()).dtype
+        return dtype
+
     def _has_class_token(self) -> bool:
         return getattr(self.net, "cls_token", None) is not None
 
@@ -273,11 +292,7 @@ class Backbone(nn.Module):
         names: Sequence[str] = ("norm_pre", "final_conv")
         if type(self.net).__name__ == "EfficientNet":
             names = ("conv_head", "bn2")
-        for name in names:
-            module = getattr(self.net, name, None)
-            if isinstance(module, nn.Module):
-                x = module(x)
-        return x
+        return self._through([m for name in names if isinstance(m := getattr(self.net, name, None), nn.Module)], x)
 
     def _pool(self, x: Tensor) -> Tensor:
         return self.net.forward_head(x, pre_logits=True).flatten(1)

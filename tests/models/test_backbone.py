@@ -76,21 +76,26 @@ def test_frozen_means_no_gradient_eval_mode_and_still_statistics(build: Build, n
             assert torch.equal(value, before[name_]), name_
 
 
-def test_depthwise_gradients_in_bf16_are_those_of_fp32() -> None:
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride"), [(9, 5, 2), (8, 5, 2), (4, 5, 1), (3, 5, 1), (2, 3, 1), (5, 3, 2), (1, 5, 1)]
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float32, 1e-5)])
+def test_depthwise_gradients_are_those_of_fp32(
+    side: int, kernel: int, stride: int, dtype: torch.dtype, bound: float
+) -> None:
+    """Also where most taps of the kernel lie outside the map."""
     torch.manual_seed(0)
-    plain = nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8)
-    fast = nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8)
+    plain, fast = (nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8) for _ in range(2))
     fast.load_state_dict(plain.state_dict())
-    fast.bfloat16().__class__ = DepthwiseConv2d
-    plain.bfloat16().float()
-    x = torch.randn(3, 8, 9, 9).bfloat16()
+    fast.to(dtype).__class__ = DepthwiseConv2d
+    plain.to(dtype).float()
+    x = torch.randn(3, 8, side, side).to(dtype)
     low, high = x.clone().requires_grad_(), x.float().requires_grad_()
-    seed = torch.randn(3, 8, 5, 5).bfloat16()
+    seed = torch.randn(plain(high).shape).to(dtype)
     fast(low).backward(seed)
     plain(high).backward(seed.float())
-    torch.testing.assert_close(low.grad.float(), high.grad, atol=1e-2, rtol=1e-2)
-    torch.testing.assert_close(fast.weight.grad.float(), plain.weight.grad, atol=1e-2, rtol=1e-2)
-    torch.testing.assert_close(fast.bias.grad.float(), plain.bias.grad, atol=1e-2, rtol=1e-2)
+    for found, expected in ((low, high), (fast.weight, plain.weight), (fast.bias, plain.bias)):
+        torch.testing.assert_close(found.grad.float(), expected.grad, atol=bound, rtol=bound)
 
 
 def test_packaged_weights_recognise_a_photo() -> None:

@@ -1,0 +1,94 @@
+"""Parts of a convolutional net in fp32 with folded norms: what the parts themselves compute, also after they changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from roadwork.models.backbone import Backbone
+from roadwork.models.cpu_units import CpuUnits, folded
+from roadwork.models.fixed_norm import FixedStatistics
+from roadwork.models.weights import Recipe
+
+FAMILIES = ["test_efficientnet", "mobilenetv3_small_050", "resnet10t", "regnetx_002", "test_convnext"]
+
+
+def net(name: str, trainable: str = "frozen") -> Backbone:
+    """A random net whose batch norms have statistics and scales that matter."""
+    torch.manual_seed(0)
+    backbone = Backbone(Recipe(name), 64, trainable)
+    for module in backbone.modules():
+        if isinstance(module, FixedStatistics):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return backbone.train()
+
+
+def plainly(backbone: Backbone, views: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The vectors and the map with timm's modules as they are."""
+    backbone.compiled = True  # compiled parts are left alone
+    try:
+        return backbone(views)
+    finally:
+        backbone.compiled = False
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_parts_give_what_their_modules_give(name: str) -> None:
+    backbone, views = net(name), torch.rand(3, 3, 64, 64)
+    for found, expected in zip(backbone(views), plainly(backbone, views), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "resnet10t", "regnetx_002"])
+def test_every_batch_norm_is_folded(name: str) -> None:
+    copied = [folded(backbone._stem()) for backbone in [net(name)]] + [folded([unit]) for unit in net(name).units()]
+    norms = [m for part in copied for m in part.modules() if isinstance(m, FixedStatistics)]
+    assert norms and all(norm.folded for norm in norms)
+
+
+def test_a_frozen_weight_that_changes_is_seen() -> None:
+    backbone, views = net("test_efficientnet"), torch.rand(2, 3, 64, 64)
+    before = backbone(views)[0]
+    other = copy.deepcopy(backbone).state_dict()
+    backbone.load_state_dict({name: value * 0.9 for name, value in other.items()})
+    after = backbone(views)[0]
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, plainly(backbone, views)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", ["last-1", "full"])
+def test_trained_parts_get_the_gradients_of_their_modules(trainable: str) -> None:
+    backbone, views = net("test_efficientnet", trainable), torch.rand(2, 3, 64, 64)
+    found, expected = [], []
+    for gradients, run in ((found, backbone), (expected, lambda v: plainly(backbone, v))):
+        backbone.zero_grad()
+        sum(out.square().mean() for out in run(views)).backward()
+        gradients += [p.grad.clone() for p in backbone.parameters() if p.grad is not None]
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+def test_copies_are_no_part_of_the_model() -> None:
+    backbone = net("test_efficientnet")
+    names = set(backbone.state_dict())
+    backbone(torch.rand(1, 3, 64, 64))
+    assert set(backbone.state_dict()) == names
+    assert not any(isinstance(module, CpuUnits) for module in backbone.modules())
+
+
+def test_bf16_weights_on_an_old_cpu_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, views = net("test_efficientnet", "last-1").bfloat16(), torch.rand(2, 3, 64, 64)
+    for old in (True, False):
+        monkeypatch.setattr("roadwork.models.cpu_units.lacks_bf16_instructions", lambda old=old: old)
+        state = backbone.run(backbone.begin(views), 0, backbone.depth)
+        assert state.x.dtype == (torch.float32 if old else torch.bfloat16)
+        vectors, patches = backbone.finish(state)
+        assert vectors.dtype == backbone.vectors(state).dtype == torch.bfloat16
+        assert patches is None or patches.dtype == torch.bfloat16
