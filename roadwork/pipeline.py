@@ -117,13 +117,17 @@ def _launch_options(config: Config) -> list[str]:
     return ["--config_file", name, *(["--num_processes", str(processes)] if processes else [])]
 
 
+_QUIET = {"OMP_NUM_THREADS": "1"}
+"""What the launcher would set anyhow, with half a page of warnings; a stage sets its own number of threads."""
+
+
 def _run(stage: str, command: list[str], folder: Path) -> None:
     if not command:
         return
     _say(f"{stage}: {' '.join(command[1:])}")
     log = folder / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
+    environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
     with open(log, "ab") as kept:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0

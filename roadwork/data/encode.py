@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from roadwork.cpu_memory import keep_freed_memory
 from roadwork.data.duplicates import photo_hash
 from roadwork.data.images import Photo, decode_masks
 from roadwork.data.mask_files import SOURCE_MASKS
@@ -48,7 +49,7 @@ class ShardResult:
 
 
 def start_worker(source: Source, options: BuildOptions, counter: Any) -> None:
-    """Initialise a worker process: one thread each, no life without the parent."""
+    """Initialise a worker process: one thread each, its own memory kept, no life without the parent."""
     import cv2
     import pyarrow as pa
 
@@ -57,6 +58,7 @@ def start_worker(source: Source, options: BuildOptions, counter: Any) -> None:
         if os.getppid() == 1:
             os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
     _worker.update(source=source, options=options, counter=counter)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from roadwork.cpu_memory import keep_freed_memory
 from roadwork.data.street_cities import CITIES, FAMILIES, TARGET, City
 from roadwork.data.street_light import WEATHERS, Conditions, expose
 from roadwork.data.street_lookalikes import LOOKALIKES, TRAFFIC
@@ -53,6 +54,12 @@ _CLEAR = 0.12
 _MIN_PIXELS = 120
 """A positive photo shows at least this many pixels of roadwork."""
 _JPEG_QUALITY = 90
+_PNG = [
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+]
+"""Masks are runs of equal bytes: half the size in a fifth of the time of the defaults."""
 _ROWS_PER_FILE = 500
 
 SCHEMA = pa.schema(
@@ -340,7 +347,7 @@ def _encoded(job: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     cv2.setNumThreads(1)
     photo = draw(index, seed)
     _, jpeg = cv2.imencode(".jpg", photo.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    _, png = cv2.imencode(".png", photo.masks, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    _, png = cv2.imencode(".png", photo.masks, _PNG)
     name = f"street_{seed}_{index:07d}.jpg"
     return photo.split, {**photo.row, "image": {"bytes": jpeg.tobytes(), "path": name}, "masks": png.tobytes()}
 
@@ -376,7 +383,7 @@ def write_parquet(
 
     jobs = [(i, seed) for i in range(n)]
     workers = min(processes or multiprocessing.cpu_count(), n)
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, keep_freed_memory) as pool:
         for done, (split, row) in enumerate(pool.imap(_encoded, jobs, chunksize=12), 1):
             pending[split].append(row)
             if len(pending[split]) == _ROWS_PER_FILE:

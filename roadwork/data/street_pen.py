@@ -69,12 +69,15 @@ class Pen:
         """A polygon filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
         self.poly(points, first)
         left, top = (float(edge) * self.scale for edge in np.asarray(points).min(axis=0))
-        # the polygon's own bounding box, walked over in slanted bands and clipped by the polygon
         clip = np.zeros(self.alpha.shape, np.uint8)
-        cv2.fillPoly(clip, [self._pixels(points)], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
-        rows, columns = np.arange(len(clip))[:, None], np.arange(len(clip[0]))[None]
-        phase = (columns - left + slope * (rows - top)) / (pitch * self.scale)
-        self.rgb[(clip > 0) & (phase % 1.0 >= 0.5)] = second
+        pixels = self._pixels(points)
+        cv2.fillPoly(clip, [pixels], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
+        box = tuple(  # only the polygon's surroundings are walked over; an outline may round to a pixel outside
+            slice(max(0, low // 16 - 1), high // 16 + 2) for low, high in zip(pixels.min(0), pixels.max(0), strict=True)
+        )[::-1]
+        rows, columns = np.ogrid[: len(clip), : len(clip[0])]
+        phase = (columns[:, box[1]] - left + slope * (rows[box[0]] - top)) / (pitch * self.scale)
+        self.rgb[box][(clip[box] > 0) & (phase % 1.0 >= 0.5)] = second
 
     def shade(self, rng: np.random.Generator, strength: float = 0.25, grain: float = 10.0) -> None:
         """Light from one side, and grain, over the whole sprite."""
