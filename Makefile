@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 export DS_SKIP_CUDA_CHECK := 1
 
@@ -18,7 +19,7 @@ demo: install
 	$(BIN)/python launch/pipeline.py --config launch/configs/demo.yaml --run.dir $(RUN) --data.shards $(RUN)/shards
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ SOURCES = ("roadwork", "shards", "launch", "benchmarks", "docs")
 FILE_LINES, FUNCTION_LINES, MOST_FUNCTION_LINES = 499, 60, 100
 TESTS_PER_SOURCE = 0.44
 """Lines of tests over lines of sources. The aim is 0.7: the bound follows what is reached, and is raised, never lowered."""
-TOOLS = {"pytest", "pytest-timeout", "ruff", "mypy", "types-pyyaml"}
+TOOLS = {"pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-pyyaml"}
 """Dependencies that are run or found by others, not imported."""
 MODULES = {
     "scikit-learn": "sklearn", "opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml",
