@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.launching import ROOT, Finished, Job, environment, start
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: files run side by side, one core each
 
 Launch = Callable[..., Finished]
 
