@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.launching import ROOT, Finished, Job, environment, start
 
 Launch = Callable[..., Finished]
+
+settings.register_profile("tests", deadline=None)  # nothing may depend on how fast the machine is
+settings.load_profile("tests")
 
 
 @pytest.fixture

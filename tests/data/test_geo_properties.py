@@ -24,7 +24,7 @@ def places(most: int = 12) -> st.SearchStrategy[np.ndarray]:
     return st.lists(pair, min_size=1, max_size=most).map(lambda rows: np.array(rows, dtype=np.float64))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(places(), places())
 def test_distances_are_scikit_learns(a: np.ndarray, b: np.ndarray) -> None:
     ours = geo.haversine_km(a[:, None], b[None])
@@ -34,7 +34,7 @@ def test_distances_are_scikit_learns(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=0.01)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(places(3).filter(lambda p: len(p) == 3))
 def test_distance_is_symmetric_bounded_and_obeys_the_triangle(p: np.ndarray) -> None:
     ab, bc, ac = geo.haversine_km(p[0], p[1]), geo.haversine_km(p[1], p[2]), geo.haversine_km(p[0], p[2])
@@ -43,7 +43,7 @@ def test_distance_is_symmetric_bounded_and_obeys_the_triangle(p: np.ndarray) -> 
     assert ac <= ab + bc + 1e-3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(places())
 def test_the_sphere_and_back(p: np.ndarray) -> None:
     xyz = geo.unit_sphere(p)
@@ -52,7 +52,7 @@ def test_the_sphere_and_back(p: np.ndarray) -> None:
     assert geo.haversine_km(p, back).max() < 1e-3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(places(20), places(20))
 def test_the_nearest_point_is_found_as_by_looking_at_all(photos: np.ndarray, points: np.ndarray) -> None:
     everywhere = geo.haversine_km(photos[:, None], points[None]).min(axis=1)
@@ -86,7 +86,7 @@ def test_what_counts_as_a_place(latitude: float, longitude: float, good: bool) -
     assert geo.usable(np.array([[latitude, longitude]])).tolist() == [good]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(places(20), places(6))
 def test_weights_depend_on_each_photo_alone(photos: np.ndarray, target: np.ndarray) -> None:
     """Neither the order of the photos nor of the target's points, nor which other photos there are, moves a weight."""
@@ -97,7 +97,7 @@ def test_weights_depend_on_each_photo_alone(photos: np.ndarray, target: np.ndarr
     assert set(weights) <= set(geo.DEFAULT.weights)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(places(20))
 def test_nearer_photos_never_weigh_less(photos: np.ndarray) -> None:
     target = np.array([PITTSBURGH])
@@ -139,7 +139,7 @@ def test_one_bracket_for_the_whole_globe() -> None:
     assert geo.gps_weights(np.array([PITTSBURGH, MUNICH]), np.array([MUNICH]), brackets=everywhere).tolist() == [2, 2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(places(30), st.integers(1, 6))
 def test_clusters_are_places_on_the_globe_and_never_more_than_asked_for(target: np.ndarray, number: int) -> None:
     centres = geo.clusters(target, number)
@@ -159,7 +159,7 @@ def test_opposite_points_have_a_centre_that_is_one_of_them() -> None:
     assert geo.nearest_km(centre, target)[0] < 1e-3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(np.float64, st.integers(1, 50), elements=st.floats(1e-3, 1e3)), st.floats(1e-3, 1e3))
 def test_effective_sample_size_lies_between_one_and_all_and_knows_no_unit(weights: np.ndarray, scale: float) -> None:
     size = geo.effective_sample_size(weights)
@@ -176,7 +176,7 @@ def test_effective_sample_size_at_its_ends() -> None:
 labelled = st.lists(st.tuples(st.floats(0.1, 10), st.sampled_from([-1, 0, 1])), min_size=1, max_size=60)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(labelled)
 def test_class_balance_moves_classes_and_nothing_within_them(rows: list[tuple[float, int]]) -> None:
     weights, labels = np.array([w for w, _ in rows]), np.array([y for _, y in rows])
@@ -197,7 +197,7 @@ def test_an_unknown_class_balance_is_named() -> None:
         geo.balance_classes(np.ones(2), np.array([0, 1]), "half")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(places(15), places(5))
 def test_coverage_is_a_share_that_grows_with_distance(photos: np.ndarray, target: np.ndarray) -> None:
     report = geo.coverage(photos, np.ones(len(photos)), target)

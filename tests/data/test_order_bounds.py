@@ -28,7 +28,7 @@ def test_the_remedy_is_named_with_the_fault() -> None:
         cumulative_table([1.0, -np.inf])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=40), st.integers(0, 10**9), st.data())
 def test_a_single_zero_is_never_drawn_wherever_it_stands(weights: list[float], seed: int, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(weights) - 1))
@@ -51,7 +51,7 @@ def test_weights_of_any_kind_of_number_draw_the_same(dtype: type) -> None:
     assert np.array_equal(EpochOrder(weights, 5, 2).at(np.arange(6)), expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=50), st.integers(0, 10**6), st.floats(1e-6, 1e6))
 def test_only_the_ratio_of_weights_counts(weights: list[float], seed: int, scale: float) -> None:
     """Counts per epoch, not the order to the last draw: the scaled sums round differently."""

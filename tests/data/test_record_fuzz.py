@@ -52,7 +52,7 @@ COLUMNS = (
 BASE = row(1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(COLUMNS), anything), st.booleans())
 def test_no_row_breaks_the_parser(changes: dict[str, Any], as_structs: bool) -> None:
     raw = BASE | changes
@@ -72,7 +72,7 @@ def test_no_row_breaks_the_parser(changes: dict[str, Any], as_structs: bool) -> 
     assert all(isinstance(note, str) and note for note in record.repairs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(-90, 90), st.floats(-180, 180))
 def test_every_place_on_earth_survives_every_way_to_write_it(latitude: float, longitude: float) -> None:
     if latitude == 0.0 and longitude == 0.0:
