@@ -143,9 +143,10 @@ def test_a_flat_picture_passes_jpeg_to_a_level_and_a_better_quality_costs_less()
     assert loss == sorted(loss, reverse=True) and loss[-1] < 0.012
 
 
-def test_jpeg_twice_is_nearly_jpeg_once() -> None:
-    once = jpeg(smooth(1, 64)[:, 0])
-    assert (jpeg(once) - once).abs().mean() < 0.003
+def test_a_second_jpeg_costs_less_than_the_first() -> None:
+    photo = smooth(1, 64)[:, 0]
+    once = jpeg(photo)
+    assert (jpeg(once) - once).abs().mean() < 0.8 * (once - photo).abs().mean()
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 31), (1, 1), (40, 8)])

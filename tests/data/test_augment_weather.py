@@ -301,7 +301,7 @@ def test_noise_grows_with_its_strength_alone() -> None:
 
 
 def test_places_in_the_bank_and_signs_are_spread() -> None:
-    place, sign = noise_windows(np.arange(3000, dtype=np.uint64), 2)
+    place, sign = noise_windows(draw(AugmentConfig(), 0, 0, np.arange(3000)).noise_seed, 2)
     assert place.min() >= 0 and place.max() < 4096 and len(np.unique(place)) > 2500
     assert set(np.unique(sign)) == {-1.0, 1.0} and abs(sign.mean()) < 0.05
     assert (place[:, 0] == place[:, 1]).mean() < 0.01, "views of a photo would share their noise"

