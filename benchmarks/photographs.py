@@ -11,6 +11,7 @@ at probability 0.5, the mean over seeds, with a bootstrap interval over groups w
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import subprocess
@@ -27,6 +28,8 @@ from torchvision.transforms import v2
 from benchmarks.fairness import pretrained_lite0
 from roadwork.data.images import decode_photo
 from roadwork.data.index import ShardIndex
+from roadwork.data.record import Rejected, parse_label
+from roadwork.data.sources import CsvSource
 from roadwork.evaluation import metrics
 from roadwork.monitoring.runlog import read_last_per_step
 
@@ -53,9 +56,13 @@ def budget(folder: Path) -> tuple[int, float]:
 
 def photos_of(source: Path) -> dict[str, tuple[Path, int]]:
     """{id: (path, label)} of the labelled rows, ids as the source names them."""
-    with source.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("label")]
-    return {row.get("id") or row["path"]: (source.parent / row["path"], int(row["label"])) for row in rows}
+    found = {}
+    for row in CsvSource(str(source)).table:
+        with contextlib.suppress(Rejected):  # as the line does with such a row
+            label = parse_label(row["label"])
+            if label is not None:
+                found[row["id"]] = (source.parent / row["path"], label)
+    return found
 
 
 class Plain:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.launching import ROOT, Finished, Job, environment, start
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: files run side by side, one core each
 
 Launch = Callable[..., Finished]
+
+settings.register_profile("tests", deadline=None)  # nothing may depend on how fast the machine is
+settings.load_profile("tests")
 
 
 @pytest.fixture

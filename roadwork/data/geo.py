@@ -26,7 +26,9 @@ class Brackets:
                 f"brackets: {len(self.max_km)} rising distances need {len(self.max_km) + 1} weights; "
                 f"given {list(self.max_km)} km and weights {list(self.weights)}"
             )
-        if not all(np.isfinite(w) and w > 0 for w in self.weights) or self.max_km[:1] < (0.0,):
+        if not all(km >= 0 for km in self.max_km):
+            raise UserError(f"brackets: distances must be 0 km or more; given {list(self.max_km)}")
+        if not all(np.isfinite(w) and w > 0 for w in self.weights):
             raise UserError(f"brackets: weights must be finite and above 0; given {list(self.weights)}")
 
 
@@ -192,6 +194,21 @@ def read_target(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"target region: no file {path}; give a CSV with the header latitude,longitude")
+    try:
+        rows, lines = _target_rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"target region {path}: not a CSV in UTF-8 ({error})") from error
+    points = np.asarray(rows, dtype=np.float64).reshape(-1, 2)
+    if not usable(points).all():
+        raise UserError(f"target region {path}: line {lines[int(np.argmin(usable(points)))]} is no place on Earth")
+    if not len(points):
+        raise UserError(f"target region {path}: no coordinate below the header")
+    return points
+
+
+def _target_rows(path: Path) -> tuple[list[tuple[float, float]], list[int]]:
+    """The pairs of a target CSV, and the line of the file on which each stands."""
+    rows, lines = [], []
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         names = [name.strip().lower() for name in reader.fieldnames or []]
@@ -200,18 +217,13 @@ def read_target(path: str | Path) -> np.ndarray:
                 f"target region {path}: the header must hold latitude,longitude; it holds {','.join(names)}"
             )
         reader.fieldnames = names
-        rows = []
-        for line, row in enumerate(reader, start=2):
+        for row in reader:
+            lines.append(reader.line_num)
             try:
                 rows.append((float(row["latitude"]), float(row["longitude"])))
             except (TypeError, ValueError):
-                raise UserError(f"target region {path}: line {line} holds no two numbers of degrees") from None
-    points = np.asarray(rows, dtype=np.float64).reshape(-1, 2)
-    if not usable(points).all():
-        raise UserError(f"target region {path}: line {int(np.argmin(usable(points))) + 2} is no place on Earth")
-    if not len(points):
-        raise UserError(f"target region {path}: no coordinate below the header")
-    return points
+                raise UserError(f"target region {path}: line {lines[-1]} holds no two numbers of degrees") from None
+    return rows, lines
 
 
 def _pairs(values: np.ndarray, name: str) -> np.ndarray:

@@ -60,7 +60,8 @@ class PhotoMasks:
 
 def file_stem(photo_id: str) -> str:
     """File name of an id without suffix: the id itself where that is a safe name, else a digest of it."""
-    safe = 0 < len(photo_id) <= 100 and all(c.isalnum() or c in "-_." for c in photo_id) and photo_id[0] != "."
+    # in bytes: that is what a disk's limit on names counts
+    safe = 0 < len(photo_id.encode()) <= 100 and all(c.isalnum() or c in "-_." for c in photo_id) and photo_id[0] != "."
     return photo_id if safe else "sha256-" + hashlib.sha256(photo_id.encode()).hexdigest()[:40]
 
 
@@ -177,7 +178,9 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise ValueError(f"{path} is not JSON; label this photo again") from None
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is no description of masks in JSON; label this photo again")
     missing = {"masks_valid", "masks_confidence", "objects", "origin", "photo", "crc32"} - set(facts)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; label this photo again")

@@ -59,6 +59,8 @@ class MaskFolder:
             facts = {}
         except (OSError, ValueError) as error:
             raise UserError(f"--masks: {json_path} cannot be read ({error})") from error
+        if not isinstance(facts, dict):
+            raise UserError(f"--masks: {json_path} is no description of masks; label this photo again")
         if "crc32" in facts and zlib.crc32(data) != facts["crc32"]:
             raise Rejected("masks_damaged: the PNG differs from the checksum beside it")
         valid = [bool(v) for v in facts.get("masks_valid", [True] * _CLASSES)]

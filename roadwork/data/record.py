@@ -155,13 +155,9 @@ def parse_text(value: Any) -> str:
 
 
 def parse_label(value: Any) -> int | None:
-    """0, 1 or None (unlabelled: null, NaN, empty). Raises Rejected for anything else."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """0, 1 or None (unlabelled: null, NaN, empty, also as words). Raises Rejected for anything else."""
+    if not parse_text(value):
         return None
-    if isinstance(value, str):
-        value = value.strip()
-        if not value:
-            return None
     try:
         number = float(value)
     except (TypeError, ValueError):

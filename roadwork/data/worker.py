@@ -63,11 +63,18 @@ def _fill_row(task: dict[str, int], reader: RangeReader, layout: SlotLayout, arr
     if layout.text:
         arrays["text"][row] = np.nan
         if count:
-            meta = json.loads(reader.read(task["shard"], task["meta_offset"], task["meta_size"]))
-            text = np.asarray(meta.get("text") or np.full(TEXT_DIM, np.nan), dtype=np.float32)
-            if text.shape != (TEXT_DIM,):
-                raise Unreadable(f"its text has shape {text.shape}, not ({TEXT_DIM},)")
-            arrays["text"][row] = text
+            arrays["text"][row] = _text(reader.read(task["shard"], task["meta_offset"], task["meta_size"]))
+
+
+def _text(meta: bytes) -> npt.NDArray[np.float32]:
+    """Embedding of the description, float32 [384], NaN where there is none. Unreadable for damaged metadata."""
+    try:
+        text = np.asarray(json.loads(meta).get("text") or np.full(TEXT_DIM, np.nan), dtype=np.float32)
+    except (ValueError, TypeError, AttributeError) as error:  # no checksum covers the JSON
+        raise Unreadable(f"its metadata do not parse ({error})") from error
+    if text.shape != (TEXT_DIM,):
+        raise Unreadable(f"its text has shape {text.shape}, not ({TEXT_DIM},)")
+    return text
 
 
 def _detach(parent: int) -> None:

@@ -80,7 +80,7 @@ class CocoMasks:
         if self.ignored:
             log.info("%s: categories outside the six classes: %s", path, ", ".join(self.ignored))
         self.images = {image["id"]: image for image in content["images"]}
-        self.by_name = {name: i for i, image in self.images.items() for name in _names(image)}
+        self.by_name = _by_name(content["images"])
         self.by_image: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
         for annotation in content["annotations"]:
             class_index = classes.get(annotation["category_id"])
@@ -183,13 +183,25 @@ def _read_coco(path: str) -> dict[str, Any]:
     }
     for name, keys in needed.items():
         for entry in content[name]:
-            missing = [key for key in keys if key not in entry]
+            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
                 raise UserError(f"masks.annotations {path}: an entry of {name} lacks {', '.join(missing)}")
     return content
 
 
-def _names(image: dict[str, Any]) -> list[str]:
-    file_name = str(image.get("file_name", ""))
-    path = PurePosixPath(file_name)
-    return [name for name in (str(image["id"]), file_name, path.name, path.stem) if name]
+def _by_name(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Names -> the file's image ids: by id, else path, else file name, else stem.
+
+    A name that two images share at the same level is left out: which of them is meant is not known, and masks of
+    another photo are worse than none.
+    """
+    found: dict[str, Any] = {}
+    paths = [(image["id"], PurePosixPath(str(image.get("file_name", "")))) for image in images]
+    for level in (lambda i, p: str(i), lambda i, p: str(p), lambda i, p: p.name, lambda i, p: p.stem):
+        here: dict[str, set[Any]] = defaultdict(set)
+        for image_id, path in paths:
+            here[level(image_id, path)].add(image_id)
+        for name, ids in here.items():
+            if name and name not in found and len(ids) == 1:
+                found[name] = ids.pop()
+    return found

@@ -24,6 +24,13 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     """
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"a mask of {width}x{height} pixels; allowed: 1 to {MAX_PIXELS} pixels")
+    try:
+        return _decode(segmentation, height, width)
+    except (TypeError, OverflowError) as error:  # null, text or a huge number where a number belongs
+        raise ValueError(f"segmentation holds what is no number of pixels ({error})") from error
+
+
+def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     if isinstance(segmentation, Mapping):
         size = [int(v) for v in segmentation.get("size", ())]
         if size != [height, width]:
