@@ -219,7 +219,6 @@ class Backbone(nn.Module):
         rope = None
         if isinstance(embedded, tuple):
             embedded, rope = embedded
-            rope = None if rope is None else rope.to(parameter.dtype)
         if isinstance(getattr(net, "norm_pre", None), nn.Module):
             embedded = net.norm_pre(embedded)
         return State(embedded, rope, grid)

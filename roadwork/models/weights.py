@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from roadwork.errors import UserError
+from roadwork.models.fast_vit import use_fast_vit
 
 LITE0 = "efficientnet_lite0"
 HUGE = "vit_huge_plus_patch16_dinov3"
@@ -59,13 +60,15 @@ def create(recipe: Recipe, view_size: int) -> nn.Module:
     if is_vit(recipe.name):
         arguments |= {"img_size": view_size, "dynamic_img_size": True, "global_pool": "token"}
     try:
-        return entry(pretrained=False, **arguments)
+        net = entry(pretrained=False, **arguments)
     except AssertionError as error:
         if "divisible" in str(error):
             raise UserError(f"view size {view_size} does not suit {recipe.name}: {error}") from error
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"timm cannot build {recipe.name} for views of {view_size} px: {_line(error)}") from error
+    use_fast_vit(net)
+    return net
 
 
 def is_vit(name: str) -> bool:
