@@ -46,6 +46,9 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 }
 """Custom scalars: category -> chart -> [kind, tags]."""
 
+FINAL = ("val_mcc", "mcc", "ece", "mcc_image_only", "mcc_image_only_224")
+"""Columns of HPARAMS: MCC on validation groups, then what the evaluation found on the scored split."""
+
 
 def tagged(record: Mapping[str, Any]) -> dict[str, float]:
     """Scalars of one line of metrics.jsonl under their tags: `loss` -> `train/loss`, `data_wait_s` ->
@@ -167,17 +170,27 @@ class Board:
                 step, {f"experts/entropy_layer{layer}": entropy, f"experts/max_layer{layer}": float(row.max())}
             )
 
-    def hparams(self, options: Any, metrics: Mapping[str, float | None]) -> None:
-        """Options (a tree) with the run's final metrics, so that TensorBoard's HPARAMS tab compares runs.
+    def hparams(self, options: Any, metrics: Mapping[str, float | None], trial: str) -> None:
+        """Options (a tree) with final metrics, so that TensorBoard's HPARAMS tab compares runs.
 
+        metrics: some of FINAL. trial: the run's name; what several stages write under one name is one row there.
         Written into the run's own events, not into a run of its own.
         """
+        if unknown := metrics.keys() - set(FINAL):
+            raise ValueError(f"{min(unknown)} is no column of HPARAMS; add it to FINAL")
         if self.writer is None:
             return
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboard.plugins.hparams import summary_v2
 
         final = {f"final/{name}": float(value) for name, value in metrics.items() if value is not None}
-        for summary in hparams(flat_options(options), final):
+        flat = flat_options(options)
+        # TensorBoard reads the columns from one run, whichever it finds first: so every run names them all.
+        columns = [summary_v2.Metric(f"final/{name}") for name in FINAL]
+        listed = [summary_v2.HParam(name) for name in flat]
+        for summary in (
+            summary_v2.hparams_config_pb(listed, columns),
+            summary_v2.hparams_pb(flat, trial_id=trial),
+        ):
             self.writer.file_writer.add_summary(summary)
         for tag, value in final.items():
             self.writer.add_scalar(tag, value)
