@@ -25,7 +25,10 @@ _PERFORMANCE = frozenset(
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1. Is it learning?": {
         "loss": ["Multiline", ["train/loss"]],
-        "terms": ["Multiline", ["train/focal", "train/consistency", "train/weather", "train/segmentation"]],
+        "terms": [
+            "Multiline",
+            [f"train/{t}" for t in ("focal", "consistency", "view", "view_labels", "weather", "segmentation")],
+        ],
         "MCC on held-out groups": ["Margin", ["val/mcc", "val/mcc_low", "val/mcc_high"]],
         "learning rate": ["Multiline", ["train/lr"]],
     },
@@ -40,6 +43,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "norms": ["Multiline", ["train/grad_norm", "train/weight_norm"]],
         "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
         "entropy of the experts": ["Multiline", [r"experts/entropy_layer\d+"]],
+        "share of the busiest expert": ["Multiline", [r"experts/max_layer\d+"]],
         "skipped": ["Multiline", ["train/skipped_samples", "train/nonfinite_steps"]],
         "kept views": ["Multiline", ["train/kept_views"]],
     },
