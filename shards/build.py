@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from roadwork.cli import Parser, exit_on_user_error
 from roadwork.data.build import REJECTED, BuildReport, build
 from roadwork.data.describe import describe
 from roadwork.data.geo import DEFAULT, Brackets
 from roadwork.data.plan import BuildOptions
+from roadwork.monitoring.progress import Progress
 
 
 def brackets(text: str) -> Brackets:
@@ -115,32 +114,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, show progress, and print what came out."""
     options = options_of(parser().parse_args(argv))
     started = time.monotonic()
-    with Bars() as bars:
-        report = build(options, bars.show)
+    with Lines() as lines:
+        report = build(options, lines.show)
     tell(report, options, time.monotonic() - started)
     return 0
 
 
-class Bars:
-    """One progress bar with rate and time left per stage."""
+class Lines:
+    """One progress line with rate and time left per stage: drawing, encoding."""
 
     def __init__(self) -> None:
-        self.bars: dict[str, tqdm[None]] = {}
+        self.lines: dict[str, Progress] = {}
 
     def show(self, stage: str, done: int, kept: int, total: int) -> None:
         """As roadwork.data.build.Progress."""
-        if stage not in self.bars:
-            self.bars[stage] = tqdm(total=total, desc=stage, unit="photo", disable=None, dynamic_ncols=True)
-        bar = self.bars[stage]
-        bar.set_postfix_str(f"kept {kept}" if kept else "", refresh=False)
-        bar.update(done - bar.n)
+        line = self.lines.setdefault(stage, Progress(stage, total))
+        line.update(done, done - line.step, {"kept": kept} if kept else {})
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Lines:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for bar in self.bars.values():
-            bar.close()
+        for line in self.lines.values():
+            line.__exit__(*exc)
 
 
 def tell(report: BuildReport, options: BuildOptions, seconds: float) -> None:

@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+FRAME = (255, 140, 0)
+"""RGB of the frame around a view that has attention."""
+
 
 def stitched(index: Any, row: int, width: int = 1280) -> npt.NDArray[np.uint8]:
     """uint8 [H, W, 3] in the photo's own proportions, at most `width` wide and never larger than the photo was.
@@ -35,20 +38,52 @@ def stitched(index: Any, row: int, width: int = 1280) -> npt.NDArray[np.uint8]:
     return canvas
 
 
-def photo(index: Any, row: int, width: int = 480) -> bytes:
-    """JPEG of `stitched`."""
+def looked_at(index: Any, row: int, attention: Sequence[float], width: int = 480) -> npt.NDArray[np.uint8]:
+    """`stitched` with a frame around each view that has attention, the thicker the more of it.
+
+    attention: weight of each view of the photo, 0 for a pruned one; empty: the photo as it is. The whole-photo view
+    has no frame: its weight says nothing about a place.
+    """
+    canvas = stitched(index, row, width)
+    if len(attention) < 2:
+        return canvas
+    high, wide = canvas.shape[:2]
+    boxes = np.asarray(index.boxes(int(row)), dtype=np.float64) * np.asarray([wide, high, wide, high])
+    for view in sorted(range(1, min(len(attention), len(boxes))), key=lambda v: attention[v]):
+        thickness = round(8 * attention[view] / max(attention))
+        if thickness:
+            x0, y0, x1, y1 = (round(edge) for edge in boxes[view])
+            inside = thickness // 2
+            corners = (x0 + inside, y0 + inside), (x1 - 1 - inside, y1 - 1 - inside)
+            cv2.rectangle(canvas, *corners, FRAME, thickness)
+    return canvas
+
+
+def attention_words(attention: Sequence[float], most: int = 3) -> str:
+    """`view 5 (41 %), the whole photo (22 %) of 8 views`; empty for one view, which has all attention anyway."""
+    if len(attention) < 2:
+        return ""
+    best = sorted(range(len(attention)), key=lambda v: -attention[v])[:most]
+    told = [f"{f'view {v}' if v else 'the whole photo'} ({attention[v]:.0%})" for v in best if attention[v] > 0]
+    return f"{', '.join(told)} of {len(attention)} views"
+
+
+def jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """uint8 [H, W, 3] as JPEG bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(stitched(index, row, width)).save(buffer, "JPEG", quality=82)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
 
 
-def photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, bytes]:
-    """JPEGs by id of the worst errors that `errors.analyse` names; a photo that cannot be read is left out."""
-    found: dict[str, bytes] = {}
+def worst_photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Photos by id of the worst errors that `errors.analyse` names, with the views that attention chose where it is
+    known; a photo that cannot be read is left out.
+    """
+    found: dict[str, npt.NDArray[np.uint8]] = {}
     for kind in analysis["worst"].values():
         for error in kind:
             try:
-                found[error["id"]] = photo(index, error["row"])
+                found[error["id"]] = looked_at(index, error["row"], error.get("attention", ()))
             except (OSError, ValueError):
                 continue
     return found

@@ -135,11 +135,9 @@ def map_figure(
     known = np.isfinite(latitude) & np.isfinite(longitude)
     if not known.any():
         return None
-    cells: dict[tuple[float, float], float] = {}
-    for a, o, w in zip(np.round(latitude[known], 2), np.round(longitude[known], 2), weight[known], strict=True):
-        cells[(a, o)] = cells.get((a, o), 0.0) + w
-    places = np.asarray(list(cells))
-    draws = np.asarray(list(cells.values()))
+    where = np.round(np.stack([latitude[known], longitude[known]], axis=1), 2)
+    places, cell = np.unique(where, axis=0, return_inverse=True)
+    draws = np.bincount(cell.reshape(-1), weights=weight[known])
     figure, axes = _figure(6.4, 4.2)
     sizes = 6 + 160 * draws / draws.max()
     axes.scatter(places[:, 1], places[:, 0], s=sizes, color=BLUE, alpha=0.45, label="training draws", linewidths=0)
@@ -153,4 +151,18 @@ def map_figure(
     axes.set_aspect(1 / np.cos(middle), adjustable="datalim")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
+    return figure
+
+
+def errors_figure(pictures: Sequence[tuple[Any, str]], columns: int = 3) -> Figure:
+    """Photos with a caption under each. pictures: (uint8 [H, W, 3], text), at least one."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.9 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, (picture, caption) in zip(figure.axes, pictures, strict=False):
+        axes.imshow(picture)
+        axes.set_title(caption, fontsize=8)
     return figure

@@ -18,9 +18,9 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from roadwork.evaluation import metrics, plots
-from roadwork.evaluation.errors import join
-from roadwork.evaluation.photos import photos
+from roadwork.evaluation import plots
+from roadwork.evaluation.figures import evaluation_figures
+from roadwork.evaluation.photos import attention_words, jpeg, worst_photos
 from roadwork.monitoring.runlog import read_last_per_step, read_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,7 +51,7 @@ def render(content: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(number=number, interval=interval, share=share, words=words)
+    environment.filters.update(number=number, interval=interval, share=share, words=words, attention=attention_words)
     return environment.get_template("report.html").render(**content)
 
 
@@ -64,7 +64,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
     details = read_json(folder / "predict_details.json")
     model = read_json(folder / "model" / "config.json") or read_json(folder / "best" / "config.json")
     log = read_last_per_step(folder / "metrics.jsonl")
-    pictures = photos(scored, evaluation["errors"]) if scored is not None and evaluation else {}
+    pictures = worst_photos(scored, evaluation["errors"]) if scored is not None and evaluation else {}
     return {
         "run": folder.name or str(folder),
         "evaluation": evaluation,
@@ -75,10 +75,11 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "target": target_words(manifest),
         "details": flattened(details, _LONGEST_TABLE) if details else None,
         "decisions": decisions(details),
+        "calibrations": calibrations(details),
         "training": training(log),
         "curves": curves(log, read_last_per_step(folder / "validation.jsonl")),
         "figures": figures(folder, evaluation, details, manifest, scored, train),
-        "photos": {name: data_link(data, "image/jpeg") for name, data in pictures.items()},
+        "photos": {name: data_link(jpeg(pixels), "image/jpeg") for name, pixels in pictures.items()},
         "masks": pseudo_masks([*mask_folders(folder, config, manifest)]),
         "rejected": rejected(shard_folder),
         "skipped": skipped(folder),
@@ -237,6 +238,19 @@ def decisions(details: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def calibrations(details: Any) -> dict[str, Any] | None:
+    """Each system's scores on the held-out groups before and after calibration, from predict_details.json, or None."""
+    held_out, systems = ((details or {}).get(name) for name in ("held_out", "systems"))
+    if not isinstance(held_out, Mapping) or not isinstance(systems, Mapping) or not held_out.get("photos"):
+        return None
+    rows = [
+        {"name": name, "chosen": name == details.get("chosen"), **figures}
+        for name, figures in systems.items()
+        if isinstance(figures, Mapping) and {"before", "after", "temperature", "bias"} <= figures.keys()
+    ]
+    return {"held_out": held_out, "rows": rows} if rows else None
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -277,36 +291,10 @@ def curves(log: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, 
 def figures(
     folder: Path, evaluation: Any, details: Any, manifest: Any, scored: Any, train: Any
 ) -> dict[str, str | None]:
-    """Confusion, reliability, precision and recall, systems and map, each a link or None."""
-    found: dict[str, str | None] = dict.fromkeys(("confusion", "reliability", "recall", "systems", "map"))
-    if evaluation and evaluation["systems"]:
-        rows = [(s["name"], s["mcc"], s["mcc_interval"]) for s in evaluation["systems"]]
-        found["systems"] = _linked(plots.intervals_figure(rows))
-    centres = (manifest or {}).get("clusters") or ()
-    if train is not None:
-        held = None if scored is None else (np.asarray(scored.latitude), np.asarray(scored.longitude))
-        found["map"] = _linked(plots.map_figure(train.latitude, train.longitude, train.gps_weight, centres, held))
-    predicted = evaluation and read_probabilities(folder / evaluation.get("predictions", "predictions.csv"))
-    if scored is None or not predicted:
-        return found
-    ids = {str(i) for i in scored.id}
-    joined = join(scored, {name: p for name, p in predicted.items() if name in ids})
-    found["confusion"] = _linked(plots.confusion_figure(joined.label, joined.probability))
-    found["recall"] = _linked(plots.precision_recall_figure(joined.label, joined.probability))
-    before = uncalibrated(joined.probability, details)
-    weights = metrics.prior_weights(joined.label, evaluation["prior"])
-    found["reliability"] = _linked(plots.reliability_figure(joined.label, joined.probability, before, weights))
-    return found
-
-
-def uncalibrated(probability: Any, details: Any) -> Any:
-    """Probabilities [N] before `calibration` {temperature, bias} of predict_details.json, or None without one."""
-    fitted = (details or {}).get("calibration")
-    if not isinstance(fitted, Mapping) or not {"temperature", "bias"} <= set(fitted):
-        return None
-    p = np.clip(np.asarray(probability, dtype=np.float64), 1e-12, 1 - 1e-12)
-    odds = (np.log(p) - np.log1p(-p) - float(fitted["bias"])) * float(fitted["temperature"])
-    return 1 / (1 + np.exp(-np.clip(odds, -60, 60)))
+    """The figures of `evaluation_figures`, each a link, or None where there is nothing to show."""
+    answers = read_probabilities(folder / evaluation.get("predictions", "predictions.csv")) if evaluation else {}
+    drawn = evaluation_figures(evaluation, answers, details, scored, train, manifest)
+    return {name: _linked(drawn.get(name)) for name in ("confusion", "reliability", "recall", "systems", "map")}
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -346,7 +334,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 def interval(ends: Sequence[float] | None) -> str:
     """An interval for a table; says where there is none."""
-    return "no interval" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return "no interval" if ends is None or None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def share(value: Any) -> str:

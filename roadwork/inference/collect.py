@@ -23,6 +23,7 @@ from roadwork.inference.members import Members
 from roadwork.inference.ood import TrainingDistribution
 from roadwork.inference.parts import PartWriter, Record, merge, open_parts, read_parts
 from roadwork.inference.transforms import Transform
+from roadwork.monitoring.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def training_distribution(
     """
     rows = feature_rows(len(index), config.predict.max_train_features, config.seed)
     mine: list[tuple[int, tuple[np.ndarray, ...]]] = []
-    for batch in _batches(members, index, rows, config, engine):
+    for batch in _batches(members, index, rows, config, engine, "training features"):
         encoded = members.model.encode(as_float(batch), batch.view_mask, batch.boxes, segmentation=False)
         metadata = None if config.predict.image_only else batch.metadata
         depths = depths_of(members.model.decide(encoded, metadata, segmentation=False))
@@ -148,8 +149,10 @@ def training_distribution(
     return TrainingDistribution.fit(tuple(stacked), config.predict.neighbours)
 
 
-def _batches(members: Members, index: ShardIndex, rows: np.ndarray, config: Config, engine: Engine) -> Iterator[Batch]:
-    """This process's batches of the rows, on the device."""
+def _batches(
+    members: Members, index: ShardIndex, rows: np.ndarray, config: Config, engine: Engine, what: str
+) -> Iterator[Batch]:
+    """This process's batches of the rows, on the device; `what` they are for is the name of the progress line."""
     if len(rows[engine.rank :: engine.world_size]) == 0:
         return
     loader = EvalLoader(
@@ -163,9 +166,12 @@ def _batches(members: Members, index: ShardIndex, rows: np.ndarray, config: Conf
         load_masks=False,
         load_text="text" in members.model.config.metadata_fields,
     )
+    console = engine.is_main and config.monitoring.console
     try:
-        for batch in loader:
-            yield batch.to(engine.device)
+        with Progress(f"predict: {what}", len(rows), enabled=console) as progress:
+            for batch in loader:
+                yield batch.to(engine.device)
+                progress.advance(len(batch.ids) * engine.world_size)
     finally:
         loader.close()
 
@@ -191,7 +197,7 @@ def collect(
     engine.barrier()  # nobody appends before everybody has read
     if len(rows):
         with PartWriter(folder, name, engine.rank) as writer:
-            for batch in _batches(members, index, rows, config, engine):
+            for batch in _batches(members, index, rows, config, engine, f"split {index.split}"):
                 writer.append(answer_batch(members, batch, transforms, distribution, config.predict.image_only))
     engine.barrier()
     merged = merge(read_parts(folder, name), ids, f"split {index.split}")

@@ -21,15 +21,17 @@ from roadwork.data.loader import EvalLoader
 from roadwork.data.record import DAYTIME, SCENE, WEATHER
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
-from roadwork.evaluation import challenge, plots
+from roadwork.evaluation import challenge
 from roadwork.evaluation.assess import evaluate as assess
 from roadwork.evaluation.errors import join
+from roadwork.evaluation.events import write_events
+from roadwork.evaluation.figures import evaluation_figures
 from roadwork.evaluation.photos import Photos
-from roadwork.evaluation.report import read_json, read_probabilities, uncalibrated, write_report
+from roadwork.evaluation.report import read_json, read_probabilities, write_report
 from roadwork.inference.standing import challenge_standing, synthetic_half
 from roadwork.models import RoadworkDetector
-from roadwork.monitoring.board import Board
 from roadwork.monitoring.console import quiet_libraries
+from roadwork.monitoring.progress import Progress
 
 NAMES = {"weather": WEATHER, "daytime": DAYTIME, "scene": SCENE}
 OWN_PREDICTIONS = "evaluation_predictions.csv"
@@ -125,7 +127,7 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
     """
     run = Path(config.run.dir)
     systems, chosen, notes = dict(prepared.systems), prepared.chosen, list(prepared.notes)
-    looked: dict[str, int] = {}
+    looked: dict[str, list[float]] = {}
     standing: dict[str, Any] | None = None
     if prepared.model is not None:
         network = load(prepared.model, config, prepared.index, notes, engine.device)
@@ -152,9 +154,9 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
 
 
 def finish(
-    result: dict[str, Any], notes: list[str], looked: Mapping[str, int], standing: dict[str, Any] | None
+    result: dict[str, Any], notes: list[str], looked: Mapping[str, list[float]], standing: dict[str, Any] | None
 ) -> None:
-    """Adds notes, the view that attention chose on each worst error, and the challenge standing."""
+    """Adds notes, the attention over the views of each worst error, and the challenge standing."""
     result["notes"] = notes + result["notes"]
     for errors in result["errors"]["worst"].values():
         for error in errors:
@@ -199,14 +201,15 @@ def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], devi
 @torch.inference_mode()
 def network_answers(
     network: RoadworkDetector, config: Config, engine: Engine, index: ShardIndex, notes: list[str]
-) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """`image_only` and `image_only_224` of every photo, and the view that attention weighed most. Collective."""
-    found: list[tuple[str, float, float, int]] = []
+) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
+    """`image_only` and `image_only_224` of every photo, and its views' attention (0: pruned). Collective."""
+    found: list[tuple[str, float, float, list[float]]] = []
     loader = EvalLoader(
         index, batch=config.predict.batch, rank=engine.rank, world_size=engine.world_size,
         workers=config.data.workers, bad_sample_budget=1.0, load_masks=False,
     )  # fmt: skip
     unreadable: list[str] = []
+    progress = Progress("evaluate", len(index), enabled=engine.is_main and config.monitoring.console)
     for batch in loader:
         there = (batch.weight > 0).tolist()
         rows = batch.sample.tolist()
@@ -215,11 +218,14 @@ def network_answers(
         outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
         full = network.probabilities(outputs.logits).tolist()
         alone = network.predict_batch(small, batch=config.predict.batch)
-        best = outputs.kept.gather(1, outputs.attention.argmax(dim=1, keepdim=True)).squeeze(1).tolist()
-        for name, readable, p, q, view in zip(batch.ids, there, full, alone, best, strict=True):
+        attention = outputs.attention.new_zeros(batch.view_mask.shape).scatter_add_(1, outputs.kept, outputs.attention)
+        weights = [row[:n] for row, n in zip(attention.tolist(), batch.view_mask.sum(1).tolist(), strict=True)]
+        for name, readable, p, q, seen in zip(batch.ids, there, full, alone, weights, strict=True):
             prior = config.predict.prior  # without pixels the prior is all that is known
-            found.append((name, p if readable else prior, q if readable else prior, int(view)))
+            found.append((name, p if readable else prior, q if readable else prior, [round(w, 4) for w in seen]))
             unreadable += [] if readable else [name]
+        progress.advance(len(batch.ids) * engine.world_size)
+    progress.close()
     found = engine.gather_object(found)
     if lost := sorted(engine.gather_object(unreadable)):
         notes.append(f"{len(lost)} photos could not be read and are answered with the prior: {', '.join(lost[:5])}")
@@ -229,38 +235,18 @@ def network_answers(
         "image_only": {name: p for name, p, _, _ in found},
         "image_only_224": {name: q for name, _, q, _ in found},
     }
-    return systems, {name: view for name, _, _, view in found}
+    return systems, {name: seen for name, _, _, seen in found}
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
 def show(config: Config, result: Mapping[str, Any], answers: Mapping[str, float], prepared: Prepared) -> None:
-    """The chosen system's figures in TensorBoard, in a run of their own beside the training curves."""
-    run = Path(config.run.dir)
-    joined = join(prepared.index, answers)
-    split = config.predict.split
-    details = read_json(run / "predict_details.json") if prepared.systems else None
-    board = Board(run / "tensorboard" / "evaluate", purge_step=0)
-    figures = {
-        f"{split}/confusion": plots.confusion_figure(joined.label, joined.probability),
-        f"{split}/reliability": plots.reliability_figure(
-            joined.label, joined.probability, uncalibrated(joined.probability, details)
-        ),
-    }
-    train = prepared.train
-    if train is not None:
-        place = plots.map_figure(
-            train.latitude, train.longitude, train.gps_weight, prepared.index.manifest.get("clusters") or ()
-        )
-        figures |= {} if place is None else {"data/map_of_draws": place}
-    board.figures(0, figures)
-    board.pr_curve(f"{split}/precision_recall", 0, joined.label, joined.probability)
-    for row in result["systems"]:
-        board.scalars(0, {f"{split}/mcc_{row['name']}": row["mcc"]})
-    best = next(row for row in result["systems"] if row["chosen"])
-    board.hparams(config, {"test_mcc": best["mcc"], "test_ece": best["ece"]})
-    board.close()
+    """The chosen system's answers in TensorBoard, in a run of their own beside the training curves."""
+    run, index = Path(config.run.dir), prepared.index
+    details = read_json(run / "predict_details.json")
+    figures = evaluation_figures(result, answers, details, index, prepared.train, index.manifest)
+    write_events(run / "tensorboard" / "evaluate", result, join(index, answers), figures, config, config.run.dir)
 
 
 def _write(path: Path, text: str) -> None:

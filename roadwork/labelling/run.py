@@ -64,8 +64,8 @@ def make_pseudo_masks(config: Config) -> dict[str, Any] | None:
     claim(out, settings(options, backend), engine)
     if engine.is_main:
         _say(f"{len(photos.ids)} photos, masks by {backend.origin}, {share.count} processes, into {out}")
-    tell = _say if engine.is_main and config.monitoring.console else None
-    result = label_photos(photos, backend, out, share, options.batch, tell)
+    console = engine.is_main and config.monitoring.console
+    result = label_photos(photos, backend, out, share, options.batch, console)
     results = note_end(out, share, result)
     summary = None
     if results is not None:

@@ -23,6 +23,7 @@ from roadwork.data.mask_files import ABOUT, file_stem, has_masks, write_atomical
 from roadwork.errors import UserError
 from roadwork.labelling.backend import Backend, Photo
 from roadwork.labelling.source import DUPLICATE, Loaded, PhotoSource
+from roadwork.monitoring.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def label_photos(
     out: Path,
     share: Share,
     batch: int = 1,
-    on_progress: Any = None,
+    console: bool = False,
 ) -> Result:
     """Label this process's share of the photos into `out`.
 
@@ -134,7 +135,7 @@ def label_photos(
         out: folder of masks.
         share: whose turn it is.
         batch: photos per unit.
-        on_progress: called with one line now and then.
+        console: show a progress line.
 
     Raises:
         UserError: photo after photo fails and none succeeds.
@@ -146,14 +147,14 @@ def label_photos(
     missing = {p for unit in mine for p in unit if not has_masks(out, photos.ids[p])}
     todo = [unit for unit in mine if missing.intersection(unit)]
     result.kept = result.total - len(missing)
-    progress = _Progress(len(missing), on_progress)
     loaded = _ahead(photos.load([p for unit in todo for p in unit]))
-    for unit in todo:
-        _label_unit([next(loaded) for _ in unit], missing, photos, backend, out, result)
-        progress.step(len(missing.intersection(unit)), result)
-        if len(result.failed) >= HOPELESS and not result.made + result.kept:
-            reason = next(reversed(result.failed.values()))
-            raise UserError(f"the first {len(result.failed)} photos all failed, the last with: {reason}")
+    with Progress("pseudo_masks", len(missing), enabled=console) as progress:
+        for unit in todo:
+            _label_unit([next(loaded) for _ in unit], missing, photos, backend, out, result)
+            progress.advance(len(missing.intersection(unit)), {"failed": len(result.failed)} if result.failed else {})
+            if len(result.failed) >= HOPELESS and not result.made + result.kept:
+                reason = next(reversed(result.failed.values()))
+                raise UserError(f"the first {len(result.failed)} photos all failed, the last with: {reason}")
     result.seconds = time.monotonic() - started
     return result
 
@@ -247,26 +248,6 @@ def _ahead(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
             yield item
     finally:
         stop.set()
-
-
-class _Progress:
-    """A line with rate and time left, at most every few seconds."""
-
-    def __init__(self, total: int, tell: Any, every_s: float = 5.0) -> None:
-        self.total, self.tell, self.every_s = total, tell, every_s
-        self.done, self.started, self.told = 0, time.monotonic(), 0.0
-
-    def step(self, count: int, result: Result) -> None:
-        self.done += count
-        now = time.monotonic()
-        last = self.done == self.total
-        if self.tell is None or not (last or now - self.told >= self.every_s):
-            return
-        self.told = now
-        rate = self.done / max(now - self.started, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.done) / rate)) if rate else "?"
-        failed = f", {len(result.failed)} failed" if result.failed else ""
-        self.tell(f"masks: {self.done}/{self.total} photos of this process, {rate:.2f} photos/s, {left} left{failed}")
 
 
 def claim(out: Path, settings: dict[str, Any], process: Process) -> None:

@@ -25,7 +25,10 @@ _PERFORMANCE = frozenset(
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1. Is it learning?": {
         "loss": ["Multiline", ["train/loss"]],
-        "terms": ["Multiline", ["train/focal", "train/consistency", "train/weather", "train/segmentation"]],
+        "terms": [
+            "Multiline",
+            [f"train/{t}" for t in ("focal", "consistency", "view", "view_labels", "weather", "segmentation")],
+        ],
         "MCC on held-out groups": ["Margin", ["val/mcc", "val/mcc_low", "val/mcc_high"]],
         "learning rate": ["Multiline", ["train/lr"]],
     },
@@ -40,11 +43,15 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "norms": ["Multiline", ["train/grad_norm", "train/weight_norm"]],
         "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
         "entropy of the experts": ["Multiline", [r"experts/entropy_layer\d+"]],
+        "share of the busiest expert": ["Multiline", [r"experts/max_layer\d+"]],
         "skipped": ["Multiline", ["train/skipped_samples", "train/nonfinite_steps"]],
         "kept views": ["Multiline", ["train/kept_views"]],
     },
 }
 """Custom scalars: category -> chart -> [kind, tags]."""
+
+FINAL = ("val_mcc", "mcc", "ece", "mcc_image_only", "mcc_image_only_224")
+"""Columns of HPARAMS: MCC on validation groups, then what the evaluation found on the scored split."""
 
 
 def tagged(record: Mapping[str, Any]) -> dict[str, float]:
@@ -167,17 +174,27 @@ class Board:
                 step, {f"experts/entropy_layer{layer}": entropy, f"experts/max_layer{layer}": float(row.max())}
             )
 
-    def hparams(self, options: Any, metrics: Mapping[str, float | None]) -> None:
-        """Options (a tree) with the run's final metrics, so that TensorBoard's HPARAMS tab compares runs.
+    def hparams(self, options: Any, metrics: Mapping[str, float | None], trial: str) -> None:
+        """Options (a tree) with final metrics, so that TensorBoard's HPARAMS tab compares runs.
 
+        metrics: some of FINAL. trial: the run's name; what several stages write under one name is one row there.
         Written into the run's own events, not into a run of its own.
         """
+        if unknown := metrics.keys() - set(FINAL):
+            raise ValueError(f"{min(unknown)} is no column of HPARAMS; add it to FINAL")
         if self.writer is None:
             return
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboard.plugins.hparams import summary_v2
 
         final = {f"final/{name}": float(value) for name, value in metrics.items() if value is not None}
-        for summary in hparams(flat_options(options), final):
+        flat = flat_options(options)
+        # TensorBoard reads the columns from one run, whichever it finds first: so every run names them all.
+        columns = [summary_v2.Metric(f"final/{name}") for name in FINAL]
+        listed = [summary_v2.HParam(name) for name in flat]
+        for summary in (
+            summary_v2.hparams_config_pb(listed, columns),
+            summary_v2.hparams_pb(flat, trial_id=trial),
+        ):
             self.writer.file_writer.add_summary(summary)
         for tag, value in final.items():
             self.writer.add_scalar(tag, value)

@@ -91,6 +91,11 @@ class Progress:
             self._shown_at = now
             self.say(self.line())
 
+    def advance(self, images: int, figures: Mapping[str, float] | None = None) -> None:
+        """Of a stage whose steps are photos: so many more are done, at most its total."""
+        done = self.step + images
+        self.update(min(done, self.total) if self.total else done, images, figures)
+
     def _tail(self) -> str:
         spent = time.monotonic() - self._began
         parts = []

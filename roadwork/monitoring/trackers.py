@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,29 +24,33 @@ class Tracker(Protocol):
 
 
 class WandbTracker:
-    """Weights & Biases, in the mode that WANDB_MODE says. The run continues under the same id after a relaunch."""
+    """Weights & Biases through Accelerate's tracker, in the mode that WANDB_MODE says.
+
+    The run continues under the same id after a relaunch. Raises UserError where wandb is not installed.
+    """
 
     def __init__(self, directory: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
+        from accelerate.tracking import WandBTracker
+
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / "wandb_run_id"
+        name = known.read_text().strip() if known.exists() else uuid.uuid4().hex[:8]
+        known.write_text(name)
+        self.tracker: Any = WandBTracker("roadwork", id=name, resume="allow", dir=str(folder), name=folder.parent.name)
         try:
-            import wandb
+            self.tracker.start()
         except ImportError as error:
             raise UserError(
                 "monitoring.trackers names wandb, which is not installed: pip install wandb, or leave it out"
             ) from error
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "wandb_run_id"
-        name = known.read_text().strip() if known.exists() else wandb.util.generate_id()
-        known.write_text(name)
-        self.run: Any = wandb.init(
-            project="roadwork", id=name, resume="allow", dir=str(folder), config=dict(options), name=folder.parent.name
-        )
+        self.tracker.store_init_configuration(dict(options))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
+        self.tracker.log(dict(values), step=step)
 
     def close(self) -> None:
-        self.run.finish()
+        self.tracker.finish()
 
 
 def open_trackers(names: Iterable[str], directory: str | os.PathLike[str], options: Mapping[str, Any]) -> list[Tracker]:

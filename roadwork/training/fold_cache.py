@@ -25,6 +25,7 @@ from roadwork.data.index import ShardIndex
 from roadwork.data.loader import Batch, EvalLoader
 from roadwork.errors import UserError
 from roadwork.models.detector import Encoded, RoadworkDetector
+from roadwork.monitoring.progress import Progress
 
 CHUNK = 64
 """Photos per chunk, at least; at most about a thousand chunks are made."""
@@ -154,13 +155,16 @@ class PrefixCache:
         loader = _loader(index, self.rows[wanted], model, config, config.predict.batch)
         waiting: list[dict[str, np.ndarray]] = []
         model.eval()
+        progress = Progress("dora_folds: encode", len(wanted), enabled=rank == 0 and config.monitoring.console)
         for loaded in loader:
             waiting.extend(self._encode(model, encoding, loaded))
+            progress.advance(len(loaded))
             while todo and len(waiting) >= len(self.positions(todo[0])):
                 size = len(self.positions(todo[0]))
                 self._check_size(waiting[0], config.folds.cache_gib)
                 self._write(todo.pop(0), waiting[:size])
                 del waiting[:size]
+        progress.close()
 
     @torch.inference_mode()
     def _encode(self, model: RoadworkDetector, encoding: Encoding, loaded: Batch) -> list[dict[str, np.ndarray]]:

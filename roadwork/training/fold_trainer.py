@@ -20,6 +20,7 @@ from roadwork.evaluation.metrics import confusion, log_loss, mcc
 from roadwork.losses import FocalLoss
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import attach
+from roadwork.monitoring.progress import Progress
 from roadwork.training.fold_cache import PrefixSource
 
 WARMUP = 0.1
@@ -84,11 +85,17 @@ def own_copy(model: RoadworkDetector) -> RoadworkDetector:
 
 
 def train_fold(
-    pristine: RoadworkDetector, source: PrefixSource, data: FoldData, fold: int, config: Config, device: torch.device
+    pristine: RoadworkDetector,
+    source: PrefixSource,
+    data: FoldData,
+    fold: int,
+    config: Config,
+    device: torch.device,
+    console: bool = False,
 ) -> FoldResult:
     """Fine-tune one fold and keep the epoch with the best held-out MCC (ties: the lower held-out loss).
 
-    `pristine` is fp32 on `device` and stays as it is.
+    `pristine` is fp32 on `device` and stays as it is. console: show a progress line.
     """
     folds = config.folds
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -96,7 +103,8 @@ def train_fold(
         model = attach(own_copy(pristine), folds)
         loss = FocalLoss(config.loss.gamma, config.loss.alpha, config.loss.label_smoothing)
         trainer = _FoldTrainer(model, source, data, fold, config, loss, device)
-        return trainer.run()
+        with Progress(f"dora_folds: fold {fold}", trainer.total, enabled=console) as trainer.progress:
+            return trainer.run()
 
 
 class _FoldTrainer:
@@ -122,6 +130,7 @@ class _FoldTrainer:
         )
         self.total = max(1, -(-len(self.inside) // self.config.batch) * self.config.epochs)
         self.step = 0
+        self.progress = Progress(f"fold {fold}", enabled=False)
 
     @property
     def detector(self) -> RoadworkDetector:
@@ -137,6 +146,7 @@ class _FoldTrainer:
             mean_loss = self._epoch(epoch)
             log_odds = self.held_out()
             history.append(self._figures(epoch, mean_loss, log_odds))
+            self.progress.update(self.step, 0, {"loss": mean_loss, "MCC": history[-1]["mcc"]})
             key = (history[-1]["mcc"], -history[-1]["held_out_loss"])
             if best is None or key > best[0]:
                 state = {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.model).items()}
@@ -165,6 +175,7 @@ class _FoldTrainer:
             nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], GRAD_CLIP)
             self.optimizer.step()
             self.step += 1
+            self.progress.update(self.step, len(prefix.positions))
             total += loss.item() * len(prefix.positions)
         return total / len(drawn)
 

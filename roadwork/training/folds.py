@@ -251,7 +251,8 @@ def fine_tune_folds(config: Config, engine: Engine, prepared: Prepared) -> Path:
         before = state_digest(model)
         source = prefix_source(model, prepared, config, engine)
         for fold in take_folds(folder, data.number, first=engine.rank):
-            result = train_fold(model, source, data, fold, config, engine.device)
+            console = engine.is_main and config.monitoring.console
+            result = train_fold(model, source, data, fold, config, engine.device, console)
             save_fold(result, data, folder, fold, prepared.identity)
             logger.info("fold %d: epoch %d, %s", fold, result.best_epoch, result.history[result.best_epoch])
         if state_digest(model) != before:

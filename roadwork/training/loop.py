@@ -37,6 +37,8 @@ from roadwork.training.spikes import Spikes
 from roadwork.training.validation import Scores, validate
 
 log = logging.getLogger(__name__)
+_EXPERTS_EVERY = 10
+"""Steps between readings of the experts' load: each waits for the device."""
 TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
@@ -163,6 +165,7 @@ class Trainer:
         loader = None if counters.finished else self.data.train_loader(self.engine, self.config, counters.step)
         try:
             if loader is not None:
+                self._show_draws()
                 with GarbageCollection(self.config.training.gc_every_steps) as garbage:
                     stopped = self._steps(iter(loader), progress, garbage)
                 if not stopped:
@@ -186,7 +189,7 @@ class Trainer:
             record, stop = self.optimizer_step(step, batches)
             counters.step = step + 1
             self.journal.record(record)
-            figures = {"loss": record["loss"], **({"mcc": counters.best_mcc} if counters.best_step >= 0 else {})}
+            figures = {"loss": record["loss"], **({"best MCC": counters.best_mcc} if counters.best_step >= 0 else {})}
             progress.update(step + 1, training.global_batch, figures)
             self._guard(record)
             garbage.after(step + 1)
@@ -377,6 +380,10 @@ class Trainer:
             )
 
     def _show(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
+        if self.engine.is_main and step % _EXPERTS_EVERY == 0:
+            with self.journal.board() as board:
+                board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
+                board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
         every = self.config.training.image_every_steps
         if not self.engine.is_main or not every or step % every:
             return
@@ -390,8 +397,20 @@ class Trainer:
                 kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
                 guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
                 board.images("predicted/masks", step + 1, first[kept], guess.float())
-            board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
-            board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
+
+    def _show_draws(self) -> None:
+        """Where the order draws from, beside the target region; once, at the start of a run."""
+        if self.counters.step or not self.engine.is_main:
+            return
+        from roadwork.evaluation import plots
+
+        train = self.data.train
+        centres = train.manifest.get("clusters") or ()
+        weights = train.gps_weight if self.config.data.gps_weighted else np.ones(len(train))
+        figure = plots.map_figure(train.latitude, train.longitude, weights, centres)
+        if figure is not None:
+            with self.journal.board() as board:
+                board.figures(0, {"data/map_of_draws": figure})
 
     def _validate(self) -> bool:
         """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective.
@@ -426,8 +445,9 @@ class Trainer:
             self._save_best(whole)
         else:
             counters.stale_validations += 1
+        distance = self.average.distance() if self.average is not None else None
         if self.engine.is_main:
-            self._show_validation(scores)
+            self._show_validation(scores, distance)
         if scores.skipped:  # the same on every rank
             self._note_unreadable(scores.skipped)
         return True
@@ -440,7 +460,7 @@ class Trainer:
             except OSError as error:
                 log.error("best/ of step %d not written: %s; the one before is intact", self.counters.step, error)
 
-    def _show_validation(self, scores: Scores) -> None:
+    def _show_validation(self, scores: Scores, distance: float | None) -> None:
         from roadwork.evaluation import plots
 
         step, (low, high) = self.counters.step, scores.interval
@@ -448,6 +468,7 @@ class Trainer:
             board.scalars(
                 step, {"val/mcc": scores.mcc, "val/loss": scores.loss, "val/mcc_low": low, "val/mcc_high": high}
             )
+            board.scalars(step, {} if distance is None else {"train/ema_distance": distance})
             board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
             board.figures(
                 step,
@@ -467,10 +488,8 @@ class Trainer:
         counters.finished = True
         self._save()
         self.checkpoints.wait()
-        distance = {"train/ema_distance": self.average.distance()} if self.average is not None else {}
         with self.journal.board() as board:
-            board.scalars(counters.step, distance)
-            board.hparams(self.config, {"val/mcc": counters.best_mcc})
+            board.hparams(self.config, {"val_mcc": counters.best_mcc}, self.config.run.dir)
 
     def _save(self) -> None:
         began, step = time.perf_counter(), self.counters.step

@@ -15,6 +15,7 @@ from torch import Tensor
 from roadwork.config import Config, LrFinderConfig, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.monitoring.console import quiet_libraries
+from roadwork.monitoring.progress import Progress
 from roadwork.training.atomic import write_atomic
 from roadwork.training.loop import Trainer
 from roadwork.training.masters import Masters
@@ -82,15 +83,19 @@ def find_learning_rate(config: Config) -> RangeTest:
     saved = snapshot(trainer.masters)
     test = RangeTest(config.lr_finder)
     loader = data.train_loader(engine, config, 0)
+    steps = min(config.lr_finder.steps, data.steps)
+    progress = Progress("find_lr", steps, enabled=engine.is_main and config.monitoring.console)
     try:
         batches = iter(loader)
-        for step in range(min(config.lr_finder.steps, data.steps)):
+        for step in range(steps):
             rate = test.rate(step)
             trainer.fixed_rate = rate
             record, stop = trainer.optimizer_step(step, batches)
+            progress.update(step + 1, config.training.global_batch, {"lr": rate, "loss": record["loss"]})
             if test.add(rate, record["loss"]) or stop:
                 break
     finally:
+        progress.close()
         loader.close()
     restore(trainer.masters, saved)
     if engine.is_main:

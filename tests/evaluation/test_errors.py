@@ -1,6 +1,5 @@
 """Error analysis of synthetic predictions on real small shards."""
 
-import io
 import json
 import math
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from roadwork.evaluation import metrics
 from roadwork.evaluation.assess import evaluate
 from roadwork.evaluation.baselines import metadata_classifier, metadata_features
 from roadwork.evaluation.errors import analyse, great_circle_km, join
-from roadwork.evaluation.photos import Photos, photo, photos, stitched
+from roadwork.evaluation.photos import FRAME, Photos, attention_words, looked_at, stitched, worst_photos
 from tests.evaluation.fake_run import build_shards, probabilities
 
 NAMES = {"weather": WEATHER, "daytime": DAYTIME}
@@ -69,7 +68,7 @@ def test_worst_errors_come_worst_first_of_both_kinds(index):
     worst = analyse(join(index, values), n=5)["worst"]
     assert [e["id"] for e in worst["false_positives"]] == [ids[negative[1]], ids[negative[0]]]
     assert [e["id"] for e in worst["false_negatives"]] == [ids[positive[0]], ids[positive[1]]]
-    assert len(photos(index, {"worst": worst})) == 4
+    assert len(worst_photos(index, {"worst": worst})) == 4
 
 
 def test_one_class_and_nothing_are_stated(index):
@@ -100,8 +99,30 @@ def test_distance_agrees_with_geopy():
 
 def test_the_photo_has_its_own_proportions(index):
     row = int(np.argmax(index.width / index.height))
-    picture = Image.open(io.BytesIO(photo(index, row)))
+    picture = Image.fromarray(looked_at(index, row, []))
     assert picture.width / picture.height == pytest.approx(index.width[row] / index.height[row], rel=0.06)
+
+
+def test_frames_show_where_the_network_looked_and_nothing_where_it_did_not(index):
+    row = int(np.argmax(index.num_views))
+    plain, number = stitched(index, row, 480), int(index.num_views[row])
+    attention = [0.5] + [0.0] * (number - 1)
+    assert (looked_at(index, row, attention) == plain).all()  # the whole photo alone: no place
+    attention[-1] = 0.5
+    framed = looked_at(index, row, attention)
+    changed = (framed != plain).any(axis=2)
+    high, wide = plain.shape[:2]
+    x0, y0, x1, y1 = np.round(index.boxes(row)[-1] * [wide, high, wide, high]).astype(int)
+    assert changed[y0, x0 + 20] and changed[y1 - 1, x1 - 20] and not changed[(y0 + y1) // 2, (x0 + x1) // 2]
+    outside = changed.copy()
+    outside[y0:y1, x0:x1] = False
+    assert not outside.any() and tuple(framed[y0 + 2, x0 + 20]) == FRAME
+
+
+def test_attention_in_words():
+    assert attention_words([0.25, 0.0, 0.6, 0.15]) == "view 2 (60%), the whole photo (25%), view 3 (15%) of 4 views"
+    assert attention_words([1.0, 0.0]) == "the whole photo (100%) of 2 views"
+    assert attention_words([1.0]) == attention_words([]) == ""
 
 
 def test_a_photo_is_put_together_from_its_finest_views(index):

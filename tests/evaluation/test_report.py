@@ -11,7 +11,8 @@ import pytest
 from roadwork.data.index import ShardIndex
 from roadwork.evaluation import plots
 from roadwork.evaluation.assess import evaluate
-from roadwork.evaluation.report import read_probabilities, uncalibrated, write_report
+from roadwork.evaluation.figures import uncalibrated
+from roadwork.evaluation.report import read_probabilities, write_report
 from tests.evaluation.fake_run import build_run, build_shards, probabilities
 from tests.launching import require
 
@@ -119,8 +120,12 @@ def test_figures_survive_one_class_and_nothing():
 
 PROBE = """<script>window.addEventListener('load', () => {
 const all = [...document.images], bad = all.filter(i => !i.complete || i.naturalWidth === 0);
-document.body.dataset.probe = JSON.stringify({images: all.length, bad: bad.map(i => i.alt),
-  overflow: document.documentElement.scrollWidth - window.innerWidth}); });</script></body>"""
+parent.postMessage(JSON.stringify({images: all.length, bad: bad.map(i => i.alt), width: window.innerWidth,
+  overflow: document.documentElement.scrollWidth - window.innerWidth}), '*'); });</script></body>"""
+FRAME = """<!DOCTYPE html><body style="margin:0"><script>
+addEventListener('message', m => document.body.dataset.probe = m.data);</script>
+<iframe src="index.html" style="border:0;width:{width}px;height:900px"></iframe></body>"""
+"""A headless window is never narrower than 500 px, so a phone's page stands in a frame."""
 
 
 @pytest.mark.browser
@@ -129,17 +134,18 @@ def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, wid
     require("chromium", "chromium", "apt-get install chromium")
     run, scored, train = made
     page = write_report(run, scored=scored, train=train).read_text()
-    probe = tmp_path / "index.html"
-    probe.write_text(page.replace("</body>", PROBE))
+    (tmp_path / "index.html").write_text(page.replace("</body>", PROBE))
+    (tmp_path / "frame.html").write_text(FRAME.replace("{width}", str(width)))
     command = [
         "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr", "--v=0",
-        "--virtual-time-budget=5000", f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", probe.as_uri(),
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900", "--enable-logging=stderr", "--v=0",
+        "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     state = json.loads(html.unescape(found[1]))
+    assert state["width"] == width
     assert state["images"] == page.count("<img ") > 10 and state["bad"] == []
     assert state["overflow"] <= 0, "the page is wider than the screen"
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

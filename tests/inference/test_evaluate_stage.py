@@ -53,15 +53,19 @@ def test_a_saved_model_is_scored_the_same_on_one_and_two_processes(launch, run, 
         done = launch("launch/evaluate.py", *options(folder, shards), processes=processes)
         assert done.status == 0, done.output[-3000:]
         assert "* image_only: MCC" in done.output and "report:" in done.output
+        assert done.output.count(f"evaluate {len(ShardIndex.open(shards, 'test'))}/") == 1  # the progress line's last
         found.append((json.loads((folder / "evaluation.json").read_text()), folder))
     (two, folder), (one, _) = found
     a, b = (read_probabilities(f / "evaluation_predictions.csv") for _, f in found)
-    assert a.keys() == b.keys() == {str(i) for i in ShardIndex.open(shards, "test").id}
+    index = ShardIndex.open(shards, "test")
+    assert a.keys() == b.keys() == {str(i) for i in index.id}
     assert max(abs(a[i] - b[i]) for i in a) < 1e-4
     assert two["systems"][0]["confusion"] == one["systems"][0]["confusion"]
     assert {row["name"] for row in two["systems"]} == {"image_only", "image_only_224", "metadata"}
     errors = [e for kind in two["errors"]["worst"].values() for e in kind]
-    assert errors and all(0 <= e["attention"] < 12 for e in errors)
+    views = dict(zip(map(str, index.id), index.num_views.tolist(), strict=True))
+    assert errors and all(len(e["attention"]) == views[e["id"]] for e in errors)
+    assert all(sum(e["attention"]) == pytest.approx(1, abs=1e-2) for e in errors)
     page = (folder / "report" / "index.html").read_text()
     assert "Backbone weights: random" in page and page.count("data:image/jpeg") == len(errors)
     events = EventAccumulator(str(folder / "tensorboard" / "evaluate")).Reload()

@@ -1,8 +1,12 @@
 """What TensorBoard's own reader finds."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roadwork.config import Config
@@ -67,7 +71,9 @@ def test_pictures_curves_experts_and_hyper_parameters(tmp_path):
     board.figures(1, {"val/confusion": figure})
     board.pr_curve("val/pr", 1, [0, 1, 1], [0.2, 0.6, 0.9])
     board.expert_load(1, torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]))
-    board.hparams(Config(), {"mcc": 0.75, "missing": None})
+    board.hparams(Config(), {"mcc": 0.75, "ece": None}, "runs/x")
+    with pytest.raises(ValueError, match="accuracy is no column"):
+        board.hparams(Config(), {"accuracy": 0.75}, "runs/x")
     board.close()
     events = read(tmp_path)
     assert {"train/views", "val/confusion"} <= set(events.Tags()["images"])
@@ -92,7 +98,7 @@ def test_other_ranks_write_nothing(tmp_path):
     board = Board(tmp_path / "b", is_main=False)
     board.record(RECORD)
     board.images("x", 0, torch.rand(1, 3, 4, 4))
-    board.hparams(Config(), {})
+    board.hparams(Config(), {}, "runs/x")
     board.close()
     assert not (tmp_path / "b").exists()
 
@@ -111,6 +117,42 @@ def test_unknown_and_missing_trackers_are_one_line(tmp_path):
     Board.open(config, tmp_path / "other", is_main=False)
     config.monitoring.trackers = ["tensorboard"]
     Board.open(config, tmp_path, is_main=True).close()
+
+
+RECORDER = """
+import json, os
+class Run:
+    def log(self, values, step=None): note("log", values, step)
+    def finish(self): note("finish")
+class config:
+    @staticmethod
+    def update(values, allow_val_change): note("config", values)
+def note(*what): open(os.environ["NOTES"], "a").write(json.dumps(what) + "\\n")
+def init(**options):
+    note("init", options)
+    return Run()
+"""
+
+
+def test_wandb_gets_the_scalars_through_accelerate_and_goes_on_under_its_id(tmp_path, monkeypatch):
+    PartialState(cpu=True)  # Accelerate's trackers write to its log, as in a run
+    (tmp_path / "wandb.py").write_text(RECORDER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    config = Config()
+    config.monitoring.trackers = ["wandb"]
+    for step in (1, 2):
+        board = Board.open(config, tmp_path / "run" / "tensorboard", is_main=True, purge_step=step - 1)
+        board.record(RECORD | {"step": step})
+        board.close()
+    monkeypatch.delitem(sys.modules, "wandb")
+    notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    assert [note[0] for note in notes] == ["init", "config", "log", "finish"] * 2
+    first, second = (note[1] for note in notes if note[0] == "init")
+    assert first == second and first["resume"] == "allow" and first["name"] == "run"
+    assert notes[1][1]["training.learning_rate"] == 3.0e-4
+    assert notes[2][1]["train/loss"] == 0.7 and [note[2] for note in notes if note[0] == "log"] == [1, 2]
 
 
 def test_masks_are_laid_over_where_they_are():

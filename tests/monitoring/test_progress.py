@@ -35,6 +35,15 @@ def test_plain_lines_are_rare_but_the_last_step_is_shown():
     assert [line.split()[2] for line in out.getvalue().splitlines()] == ["1/1000", "1000/1000"]
 
 
+def test_photos_that_are_steps_never_pass_the_total():
+    out = io.StringIO()
+    progress = Progress("evaluate", total=5, stream=out, every_s=0.0)
+    for _ in range(3):
+        progress.advance(2, {"failed": 1})
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["2/5", "4/5", "5/5"]
+    assert "images/s  failed 1" in out.getvalue()
+
+
 def test_other_ranks_say_nothing():
     out = io.StringIO()
     with Progress("pretrain", total=2, enabled=False, stream=out, every_s=0.0) as progress:
