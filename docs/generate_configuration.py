@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import inspect
@@ -19,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
 sys.path.insert(0, str(ROOT))
 
-from roadwork import config as options  # noqa: E402 - the repository is put on the path above
+from docs.generated_page import write_or_check  # noqa: E402 - the repository is put on the path above
+from roadwork import config as options  # noqa: E402
 
 HEAD = """# Configuration
 
@@ -97,15 +97,7 @@ def page() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or say whether it is stale."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where the page is stale")
-    wanted, check = page(), parser.parse_args(arguments).check
-    if check and (not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted):
-        print("docs/configuration.md is stale; run `python docs/generate_configuration.py`")
-        return 1
-    if not check:
-        PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page(), __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ With --check nothing is written; the exit status is 1 where the page is not what
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ PAGE = ROOT / "docs" / "scaling.md"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import scaling  # noqa: E402 - the repository is put on the path above
+from docs.generated_page import write_or_check  # noqa: E402
 
 HEAD = """# Scale
 
@@ -157,15 +157,7 @@ def page() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or say whether it is stale."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where the page is stale")
-    wanted, check = page(), parser.parse_args(arguments).check
-    if check and (not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted):
-        print("docs/scaling.md is stale; run `python docs/generate_scaling.py`")
-        return 1
-    if not check:
-        PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page(), __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
 from roadwork.monitoring.progress import Progress
 from roadwork.monitoring.throughput import memory_gib
+from roadwork.training import best
 from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
+from roadwork.training.counters import Counters
 from roadwork.training.curvature import sampled_loss, update_curvature
 from roadwork.training.ema import Average
 from roadwork.training.journal import Journal
 from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
 from roadwork.training.masters import Masters
 from roadwork.training.pace import GarbageCollection, Utilisation
-from roadwork.training.parts import Data, Made, save_model
+from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.spikes import Spikes
 from roadwork.training.validation import Scores, validate
@@ -40,51 +42,6 @@ log = logging.getLogger(__name__)
 _EXPERTS_EVERY = 10
 """Steps between readings of the experts' load: each waits for the device."""
 TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
-
-
-@dataclass
-class Counters:
-    """What a checkpoint remembers besides tensors."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    samples_seen: int = 0
-    """Photos that went through the loss."""
-    best_mcc: float = -2.0
-    best_loss: float = math.inf
-    best_step: int = -1
-    stale_validations: int = 0
-    """Validations since the best one."""
-    validated_step: int = -1
-    """Optimizer step of the last validation: one that a stop cut short is made up for after the relaunch."""
-    average_updates: int = 0
-    nonfinite_steps: int = 0
-    skipped: list[list[str]] = field(default_factory=list)
-    """[id, reason] of photos that did not decode, on any rank, each once."""
-    finished: bool = False
-    """The run reached its end or stopped early: a relaunch has nothing to train."""
-    global_batch: int = 0
-    seed: int = 0
-    samples: int = 0
-    order: str = ""
-    """`global` or `windowed by N`; empty: a checkpoint from before this was kept."""
-    photos: str = ""
-    """SHA-256 of the photos and weights that the order draws from; empty: likewise."""
-
-    def check_order(self, now: Counters, path: Path) -> None:
-        """UserError where the launch `now` would draw other photos than the run of checkpoint `path`."""
-        for name in ("global_batch", "seed", "samples", "order"):
-            before, after = getattr(self, name), getattr(now, name)
-            if before not in ("", after):
-                raise UserError(
-                    f"{path} was trained with {name} {before}, this launch has {after}; "
-                    "the order of samples depends on it: give the same, or another --run.dir"
-                )
-        if self.photos not in ("", now.photos):
-            raise UserError(
-                f"{path} was trained on other photos or weights (the shards were built anew or reweighted, or "
-                "data.gps_weighted changed); the order of samples depends on them: give the same, or another --run.dir"
-            )
 
 
 class Trainer:
@@ -164,6 +121,7 @@ class Trainer:
         )
         loader = None if counters.finished else self.data.train_loader(self.engine, self.config, counters.step)
         try:
+            self._mend_best()
             if loader is not None:
                 self._show_draws()
                 with GarbageCollection(self.config.training.gc_every_steps) as garbage:
@@ -455,10 +413,29 @@ class Trainer:
     def _save_best(self, whole: dict[str, Tensor] | None) -> None:
         tensors = whole or {name: self.masters.gather(name, self.masters.flats()) for name in self.masters.parameters}
         if self.engine.is_main:
-            try:
-                save_model(self.folder / "best", self.model, {**self.constants, **tensors})
-            except OSError as error:
-                log.error("best/ of step %d not written: %s; the one before is intact", self.counters.step, error)
+            best.keep_best(self.folder, self.counters.step, self.model, {**self.constants, **tensors})
+
+    def _mend_best(self) -> None:
+        """Where somebody removed best/: from the checkpoint of its step, else the weights at hand are the first judged.
+        Collective.
+        """
+        counters, engine = self.counters, self.engine
+        if counters.best_step < 0 or engine.broadcast_object(best.is_there(self.folder)):
+            return
+        weights = best.weights_of(self.folder, counters.best_step) if engine.is_main else None
+        if weights is not None:
+            log.warning("best/ was gone: made again from the checkpoint of step %d", counters.best_step)
+            best.keep_best(self.folder, counters.best_step, self.model, {**self.constants, **weights})
+        if engine.broadcast_object(weights is not None):
+            return
+        log.error("best/ was gone, and so is the checkpoint of step %d: best/ starts anew", counters.best_step)
+        counters.best_mcc, counters.best_loss, counters.best_step = Counters.best_mcc, Counters.best_loss, -1
+        counters.validated_step = -1
+        if counters.finished:
+            stale = counters.stale_validations  # why it ended early, perhaps
+            if self._validate():
+                counters.stale_validations = stale
+                self._save()
 
     def _show_validation(self, scores: Scores, distance: float | None) -> None:
         from roadwork.evaluation import plots

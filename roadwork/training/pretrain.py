@@ -13,7 +13,8 @@ from roadwork.config import Config, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.errors import UserError
 from roadwork.monitoring.console import quiet_libraries
-from roadwork.training.loop import Counters, Trainer
+from roadwork.training.counters import Counters
+from roadwork.training.loop import Trainer
 from roadwork.training.parts import build_data, build_model
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 A trial holds `name`, `options`, `until` (optimizer step) and, where wanted, `save_at` and `trap`. Rank 0 writes NAME.pt
 beside the JSON file: the state as it was after building or resuming (`start`), after one optimizer step (`first`), where it
-saved (`saved`) and at the end (`end`), the lines of metrics.jsonl, which views were kept, and DeepSpeed's own counters.
+saved (`saved`) and at the end (`end`), the lines of metrics.jsonl, which views and experts were chosen for each photo, and
+DeepSpeed's own counters. With `sgd` the optimizer is torch's SGD, whose steps are the gradients: Adam hides their scale.
 
 A trap is one of the known ways in which such an engine goes wrong without a word, put back on purpose.
 """
@@ -21,10 +22,18 @@ from roadwork.engine import Engine
 from roadwork.training.checkpoint import gather_training_state
 from roadwork.training.loop import Trainer
 from roadwork.training.parts import build_data, build_model
+from tests.distributed.choices import Choices
+from tests.distributed.plain_loop import MOMENTUM
 
 
 class Watched(Trainer):
-    """Draws the curvature's labels from a seed that a reference can repeat."""
+    """Draws the curvature's labels from a seed that a reference can repeat, and notes what the model chooses."""
+
+    choices: Choices
+
+    def _micro_step(self, step, micro, batch, counts):  # type: ignore[no-untyped-def]
+        self.choices.positions = batch.position.tolist()
+        return super()._micro_step(step, micro, batch, counts)
 
     def _curvature(self, views, batch):  # type: ignore[no-untyped-def]
         torch.manual_seed(1000 + self.engine.rank)
@@ -76,11 +85,12 @@ def train(trial: dict, folder: Path) -> None:
     data = build_data(config)
     made = build_model(config, data.view_size)
     engine = Engine.start(config, "pretrain", trains=True)
+    if trial.get("sgd"):
+        made = made._replace(optimizer=torch.optim.SGD(made.optimizer.param_groups, momentum=MOMENTUM))
     trainer = Watched(config, engine, data, made)
+    trainer.choices = Choices(trainer.model)
     if trial.get("trap"):
         spring(trial["trap"], trainer)
-    kept: list[torch.Tensor] = []
-    trainer.model.register_forward_hook(lambda module, given, outputs: kept.append(outputs.kept.detach().clone()))
     seen = {"start": gather_training_state(trainer.masters, trainer.average), "records": [], "counters": None}
     seen["counters"] = asdict(trainer.counters)
     loader = data.train_loader(engine, config, trainer.counters.step)
@@ -101,7 +111,7 @@ def train(trial: dict, folder: Path) -> None:
         seen["engine"] = {"global_steps": ds.global_steps, "micro_steps": ds.micro_steps, "skipped": ds.skipped_steps}
     seen["ranks"] = engine.world_size
     seen["rates"] = [group["lr"] / group.get("lr_scale", 1.0) for group in trainer.masters.groups()]
-    seen["kept"] = engine.gather_object([[k.tolist() for k in kept]])
+    seen["chosen"] = dict(engine.gather_object(list(trainer.choices.of.items())))
     loader.close()
     trainer.close()
     if engine.is_main:

@@ -16,8 +16,11 @@ from roadwork.data.loader import Batch, TrainLoader
 from roadwork.losses import Targets, TotalLoss
 from roadwork.training.curvature import sampled_loss
 from roadwork.training.parts import build_data, build_model
+from tests.distributed.choices import Choices, Chosen
 
 Tensors = dict[str, Tensor]
+MOMENTUM = 0.9
+"""Of the trials with plain gradient descent."""
 
 
 @dataclass
@@ -31,17 +34,19 @@ class Plain:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    kept: list[list[list[Any]]] = field(default_factory=list)
-    """Per rank, per micro-batch."""
+    chosen: dict[int, Chosen] = field(default_factory=dict)
+    """Views and experts by position of the stream."""
 
 
 class Run:
     """Weights in `dtype` to compute with, fp32 masters to step with; `autocast` as a plain engine's."""
 
-    def __init__(self, options: list[str], world: int, dtype: torch.dtype, autocast: bool = False) -> None:
+    def __init__(
+        self, options: list[str], world: int, dtype: torch.dtype, autocast: bool = False, sgd: bool = False
+    ) -> None:
         widen_products()  # the kernels of the ranks
         self.config: Config = parse("pretrain", options).config
-        self.world, self.dtype, self.autocast = world, dtype, autocast
+        self.world, self.dtype, self.autocast, self.sgd = world, dtype, autocast, sgd
         self.data = build_data(self.config)
         self.model, self.optimizer, _, whole = build_model(self.config, self.data.view_size)
         self.micro_steps = accumulation(self.config, world)
@@ -55,7 +60,8 @@ class Run:
         ]
         self.average = {name: t.clone() for name, t in self.masters.items()}
         self.loss = TotalLoss(self.config.loss)
-        self.out = Plain(kept=[[] for _ in range(world)])
+        self.choices = Choices(self.model)
+        self.out = Plain(chosen=self.choices.of)
         self._show()
 
     def _show(self) -> None:
@@ -81,9 +87,9 @@ class Run:
             for name, g in zip(self.parameters, found, strict=True)
         }
 
-    def _micro(self, rank: int, step: int, batch: Batch) -> tuple[Tensors, float]:
+    def _micro(self, step: int, batch: Batch) -> tuple[Tensors, float]:
+        self.choices.positions = batch.position.tolist()
         outputs = self._forward(batch)
-        self.out.kept[rank].append(outputs.kept.tolist())
         masks = batch.masks.float() if batch.masks is not None else None
         targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, self.counts.of(step))
         ramp = min(1.0, (step + 1) / self.config.loss.consistency_ramp_steps)
@@ -92,14 +98,14 @@ class Run:
 
     def train(self, steps: int, factor: Any) -> Plain:
         """`factor(step)` is the schedule's factor on the peak learning rate."""
-        stepper = _Sophia(self) if self.config.optimizer.name == "sophia" else _Adam(self)
+        stepper = self._stepper()
         iterators = [iter(self._loader(rank)) for rank in range(self.world)]
         for step in range(steps):
             total = {name: torch.zeros_like(t) for name, t in self.masters.items()}
             loss, last = 0.0, []
             for _ in range(self.micro_steps):
                 last = [next(it) for it in iterators]
-                parts = [self._micro(rank, step, batch) for rank, batch in enumerate(last)]
+                parts = [self._micro(step, batch) for batch in last]
                 loss += sum(value for _, value in parts)
                 for name in total:
                     ranks = parts[0][0][name]
@@ -112,6 +118,11 @@ class Run:
                 stepper.curvature(last)  # type: ignore[union-attr]
         self.out.masters, self.out.average = self.masters, self.average
         return self.out
+
+    def _stepper(self) -> Any:
+        if self.sgd:
+            return _Sgd(self)
+        return _Sophia(self) if self.config.optimizer.name == "sophia" else _Adam(self)
 
     def _step(self, step: int, total: Tensors, stepper: Any, rate: float) -> None:
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in total.values()))
@@ -151,6 +162,20 @@ class _Adam:
             parts = flat.split([self.run.masters[name].numel() for name in names])
             for name, part in zip(names, parts, strict=True):
                 self.run.masters[name].copy_(part.view_as(self.run.masters[name]))
+
+
+class _Sgd:
+    """Gradient descent with heavy-ball momentum, without decay."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.velocity = {name: torch.zeros_like(t) for name, t in run.masters.items()}
+
+    def step(self, count: int, gradient: Tensors, rate: float) -> None:
+        for group, names in self.run.groups:
+            for name in names:
+                self.velocity[name].mul_(MOMENTUM).add_(gradient[name])
+                self.run.masters[name].sub_(self.velocity[name], alpha=rate * group.get("lr_scale", 1.0))
 
 
 class _Sophia:

@@ -8,7 +8,7 @@ import pytest
 from roadwork.config import Config
 from roadwork.data.reweight import reweight
 from roadwork.errors import UserError
-from roadwork.training.loop import Counters
+from roadwork.training.counters import Counters
 from roadwork.training.parts import Data, build_data
 from tests.data.sheets import build
 

@@ -1,0 +1,54 @@
+"""What a checkpoint remembers besides tensors, and whether a launch may continue from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roadwork.errors import UserError
+
+
+@dataclass
+class Counters:
+    """What a checkpoint remembers besides tensors."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples_seen: int = 0
+    """Photos that went through the loss."""
+    best_mcc: float = -2.0
+    best_loss: float = math.inf
+    best_step: int = -1
+    stale_validations: int = 0
+    """Validations since the best one."""
+    validated_step: int = -1
+    """Optimizer step of the last validation: one that a stop cut short is made up for after the relaunch."""
+    average_updates: int = 0
+    nonfinite_steps: int = 0
+    skipped: list[list[str]] = field(default_factory=list)
+    """[id, reason] of photos that did not decode, on any rank, each once."""
+    finished: bool = False
+    """The run reached its end or stopped early: a relaunch has nothing to train."""
+    global_batch: int = 0
+    seed: int = 0
+    samples: int = 0
+    order: str = ""
+    """`global` or `windowed by N`; empty: a checkpoint from before this was kept."""
+    photos: str = ""
+    """SHA-256 of the photos and weights that the order draws from; empty: likewise."""
+
+    def check_order(self, now: Counters, path: Path) -> None:
+        """UserError where the launch `now` would draw other photos than the run of checkpoint `path`."""
+        for name in ("global_batch", "seed", "samples", "order"):
+            before, after = getattr(self, name), getattr(now, name)
+            if before not in ("", after):
+                raise UserError(
+                    f"{path} was trained with {name} {before}, this launch has {after}; "
+                    "the order of samples depends on it: give the same, or another --run.dir"
+                )
+        if self.photos not in ("", now.photos):
+            raise UserError(
+                f"{path} was trained on other photos or weights (the shards were built anew or reweighted, or "
+                "data.gps_weighted changed); the order of samples depends on them: give the same, or another --run.dir"
+            )

@@ -1,0 +1,65 @@
+"""best/ comes back where somebody removed it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from roadwork.training import folds
+from tests.training.small_trainer import Make, options, shards, trainer  # noqa: F401 - fixtures
+
+
+def weights(run: Path) -> bytes:
+    return (run / "best" / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_makes_it_again_from_the_checkpoint_that_it_came_from(
+    trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    trainer().run()
+    before = weights(run)
+    shutil.rmtree(run / "best")
+    counters = trainer().run()
+    assert weights(run) == before and counters.best_step == 6
+    assert "made again from the checkpoint of step 6" in caplog.text
+
+
+def test_without_that_checkpoint_the_last_weights_are_judged_and_the_folds_can_go_on(
+    trainer: Make, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    first = trainer("--training.validate_every_steps=3", "--checkpoint.every_steps=1")
+    first.run()
+    stored = run / "checkpoints" / "step-00000006" / "counters.json"
+    counters = json.loads(stored.read_text())
+    # As if step 3, whose checkpoint has been retired, had been the best.
+    first.counters.best_step, first.counters.best_mcc, first.counters.stale_validations = 3, 0.99, 7
+    first._save()
+    first.close()
+    shutil.rmtree(run / "best")
+    again = trainer("--training.validate_every_steps=3").run()
+    assert "so is the checkpoint of step 3" in caplog.text
+    assert (again.best_step, again.step, again.finished) == (6, 6, True)
+    assert again.best_mcc < 0.99 and again.stale_validations == 7, "why it had ended was forgotten"
+    assert json.loads(stored.read_text())["best_step"] == 6 and counters["step"] == 6
+    assert folds.prepare(options(run, shards, "--folds.num_folds=2")).best == run / "best"
+
+
+def test_an_unfinished_run_goes_on_and_its_next_validation_makes_it(trainer: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = trainer("--training.validate_every_steps=2", "--checkpoint.every_steps=1", "--training.max_steps=4")
+    first.run()
+    first.counters.best_step, first.counters.best_mcc = 2, 0.99
+    first._save()
+    first.close()
+    shutil.rmtree(run / "best")
+    counters = trainer("--training.validate_every_steps=2", "--training.max_steps=8").run()
+    assert counters.best_step > 2 and (run / "best" / "model.safetensors").is_file()
+
+
+def test_a_run_that_has_not_validated_misses_nothing(trainer: Make, tmp_path: Path) -> None:
+    made = trainer()
+    made._mend_best()
+    assert not (tmp_path / "run" / "best").exists() and made.counters.best_step == -1
