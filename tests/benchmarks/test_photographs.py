@@ -85,9 +85,7 @@ def test_equal_answers_differ_by_nothing() -> None:
 def test_whole_groups_are_drawn() -> None:
     """Groups of ten copies of a photo say as much as one photo each: the interval must not shrink."""
     once = run(1, 0.5, photos=60, groups=60)
-    copied = {
-        key: (list(np.repeat(value, 10)) if isinstance(value, list) else value) for key, value in once.items()
-    }
+    copied = {key: (list(np.repeat(value, 10)) if isinstance(value, list) else value) for key, value in once.items()}
     one, other = (difference([r], resamples=400) for r in (once, copied))
     assert other["high"] - other["low"] == pytest.approx(one["high"] - one["low"], abs=0.05)
 
