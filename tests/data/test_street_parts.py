@@ -44,7 +44,7 @@ def test_every_sprite_is_drawn_at_every_size_in_every_family(name: str, height: 
         kind.draw(pen, np.random.default_rng(4), family)
         rgb, alpha = pen.finish()
         assert alpha.shape == (max(2, round(height)), max(2, round(height * kind.aspect))) == rgb.shape[:2]
-        assert np.isfinite(rgb).all() and 0 <= alpha.min() and alpha.max() <= 1
+        assert np.isfinite(rgb).all() and alpha.min() >= 0 and alpha.max() <= 1
         assert alpha.mean() > 0.03, f"{name} in {family} of {height} px is hardly there"
 
 

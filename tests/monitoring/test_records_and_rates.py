@@ -19,11 +19,12 @@ from roadwork.monitoring.pictures import MASK_COLOURS, grid, overlay, to_uint8
 from roadwork.monitoring.runlog import RunLog, plain, read_last_per_step, read_lines, repair
 from roadwork.monitoring.trackers import open_trackers
 
+finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), finite, st.text()),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=80)
