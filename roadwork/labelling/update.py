@@ -56,8 +56,9 @@ Keep = Literal["none", "real", "all"]
 def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], keep: Keep = "none") -> Updated:
     """Put the masks of a folder into built shards.
 
-    Photos without files in `masks` keep what they have, and so do photos of two splits that share an id (whose masks the
-    file holds is not known), and shards that hold these masks already: the same update again writes nothing. GPS weights of a later reweighting are kept.
+    Photos without files in `masks` keep what they have, and so do photos of two splits that share an id (which of them
+    the file shows is not known). Shards that hold these masks already are left alone: the same update again writes
+    nothing. GPS weights of a later reweighting are kept.
 
     Args:
         folder: of shards.

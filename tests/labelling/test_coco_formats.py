@@ -198,13 +198,11 @@ def test_masks_that_a_source_brings_are_wiped_where_they_are_not_valid() -> None
 
 
 @settings(max_examples=100)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1200))
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(150, 1200))
 def test_tiles_are_squares_inside_the_photo_that_cover_it(width: int, height: int, side: int) -> None:
     boxes = tile_boxes(width, height, side)
     if max(width, height) <= side:
         assert boxes == []
-        return
-    if len(boxes) > 400:
         return
     assert {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes} == {(min(side, width, height),) * 2}
     for low, high, length in ((0, 2, width), (1, 3, height)):
