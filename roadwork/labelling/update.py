@@ -78,8 +78,8 @@ def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], 
     staging.mkdir()
     done = Updated()
     try:
-        folder_of = _Folder(Path(masks), shared_ids(root, manifest))
-        rows = [_stage_shard(root / line["name"], staging, folder_of, keep, done) for line in manifest["shards"]]
+        made = _Folder(Path(masks), shared_ids(root, manifest))
+        rows = [_stage_shard(root / line["name"], staging, made, keep, done) for line in manifest["shards"]]
         _keep_weights(root, manifest, rows)
         _count_masks(manifest, rows)
         extra = {key: value for key, value in manifest.items() if key not in _DERIVED}
