@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("roadwork", "shards", "launch", "benchmarks", "docs")
 FILE_LINES, FUNCTION_LINES, MOST_FUNCTION_LINES = 499, 60, 100
-TESTS_PER_SOURCE = 0.44
+TESTS_PER_SOURCE = 0.68
 """Lines of tests over lines of sources. The aim is 0.7: the bound follows what is reached, and is raised, never lowered."""
 TOOLS = {"pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-pyyaml"}
 """Dependencies that are run or found by others, not imported."""

@@ -79,7 +79,7 @@ def encode_masks(sheet: Array) -> bytes:
 
 def decode_masks(data: bytes, num_views: int, size: int) -> Array:
     """PNG sheet -> uint8 [V, s, s] of class bits (bit k = class k)."""
-    sheet = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    sheet = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if sheet is None:
         raise Unreadable("the mask PNG does not decode")
     if sheet.shape != (num_views * size, size) or sheet.dtype != np.uint8:

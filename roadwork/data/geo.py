@@ -208,7 +208,8 @@ def read_target(path: str | Path) -> np.ndarray:
 
 def _target_rows(path: Path) -> tuple[list[tuple[float, float]], list[int]]:
     """The pairs of a target CSV, and the line of the file on which each stands."""
-    rows, lines = [], []
+    rows: list[tuple[float, float]] = []
+    lines: list[int] = []
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         names = [name.strip().lower() for name in reader.fieldnames or []]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roadwork.data.cache import ShardCache, is_remote
-from roadwork.data.decode import decode_masks, decode_views, unpack_masks
+from roadwork.data.decode import Unreadable, decode_masks, decode_views, unpack_masks
 from roadwork.data.ranges import RangeReader
 from roadwork.data.scan import ShardRows, scan_shard
 from roadwork.data.shards import SCHEMA_VERSION, SPLITS, ShardInfo, parse_shard_name
@@ -143,8 +143,15 @@ class ShardIndex:
         return unpack_masks(decode_masks(data, int(self.num_views[i]), self.mask_size))
 
     def read_meta(self, i: int) -> dict[str, Any]:
-        """The JSON of sample i. Its gps_weight is the one of the build; the column holds the current one."""
-        return json.loads(self._reader.read(int(self.shard[i]), int(self.meta_offset[i]), int(self.meta_size[i])))
+        """The JSON of sample i. Its gps_weight is the one of the build; the column holds the current one.
+
+        Raises Unreadable where the bytes are no JSON: no checksum of their own covers them.
+        """
+        data = self._reader.read(int(self.shard[i]), int(self.meta_offset[i]), int(self.meta_size[i]))
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise Unreadable(f"its metadata do not parse ({error})") from error
 
     def boxes(self, i: int) -> npt.NDArray[np.float32]:
         """View boxes of sample i as fractions of the photo: float32 [V, 4]."""

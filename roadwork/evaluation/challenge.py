@@ -251,8 +251,11 @@ def read_synthetic(place: str | Path) -> tuple[list[Path], npt.NDArray[np.int64]
 
 
 def _listed(file: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: not a CSV in UTF-8 ({error})") from error
     if not rows or not {"path", "label"} <= set(rows[0]):
         raise UserError(f"{file} holds no synthetic pictures; expected the header path,label and a line per picture")
     paths = [file.parent / (row["path"] or "") for row in rows]

@@ -69,7 +69,8 @@ class ShrunkGaussian:
         mean = rows.mean(axis=0)
         covariance, shrinkage = ledoit_wolf(rows - mean)
         # Constant features give an exactly singular matrix even when shrunk; the smallest jitter makes it definite.
-        jitter = np.finfo(np.float64).eps * max(float(np.trace(covariance)), 1e-300)
+        # Not smaller than this, so that distances from features that are all alike can still be squared.
+        jitter = np.finfo(np.float64).eps * max(float(np.trace(covariance)), 1e-12)
         lower = cholesky(covariance + jitter * np.eye(len(mean)), lower=True)
         blank = cls(mean, lower, shrinkage, float("nan"))
         return cls(mean, lower, shrinkage, float(np.percentile(blank.distance(rows), percentile)))

@@ -29,16 +29,17 @@ def read_parts(folder: Path, split: str) -> dict[str, Record]:
         for number, line in enumerate(lines[:-1]):
             try:
                 record = json.loads(line)
-            except ValueError:
+                name = record["id"]
+            except (ValueError, TypeError, KeyError):
                 raise UserError(
                     f"{path} line {number + 1} is damaged; remove {folder} and run the prediction again"
                 ) from None
-            if record["id"] in records:
+            if name in records:
                 raise UserError(
-                    f"photo {record['id']} stands twice in {folder} (second time in {path.name}); "
+                    f"photo {name} stands twice in {folder} (second time in {path.name}); "
                     "remove that folder and run the prediction again"
                 )
-            records[record["id"]] = record
+            records[name] = record
     return records
 
 

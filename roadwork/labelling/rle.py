@@ -22,7 +22,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     Raises:
         ValueError: runs that do not fill the mask, another size than the photo's, or no such format.
     """
-    if not 0 < height * width <= MAX_PIXELS:
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError(f"a mask of {width}x{height} pixels; allowed: 1 to {MAX_PIXELS} pixels")
     try:
         return _decode(segmentation, height, width)

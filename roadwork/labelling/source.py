@@ -57,6 +57,16 @@ def open_photos(spec: str, shards: str, tiles: bool, work_dir: Path, seed: int =
     return photos
 
 
+def repeated(ids: Sequence[str]) -> dict[int, str]:
+    """Position -> reason for every photo whose id was there before: masks are kept by id, and have room for one."""
+    first: dict[str, int] = {}
+    return {
+        position: f"{DUPLICATE}: {photo_id} is position {first[photo_id]} as well"
+        for position, photo_id in enumerate(ids)
+        if first.setdefault(photo_id, position) != position
+    }
+
+
 class SourcePhotos:
     """Photos of a source at full size.
 
@@ -70,21 +80,18 @@ class SourcePhotos:
         self.ids: list[str] = []
         self.labels: list[int | None] = []
         self._refs: list[Ref] = []
-        self._bad: dict[int, str] = {}
-        first: dict[str, int] = {}
+        rejected: dict[int, str] = {}
         for position, (ref, row) in enumerate(source.rows()):
             photo_id, label = str(row.get("id")), None
             try:
                 record = parse_row({**row, "image": None, "masks": None})
                 photo_id, label = record.id, record.label
-                if photo_id in first:
-                    self._bad[position] = f"{DUPLICATE}: {photo_id} is position {first[photo_id]} as well"
             except Rejected as error:
-                self._bad[position] = error.reason
-            first.setdefault(photo_id, position)
+                rejected[position] = error.reason
             self.ids.append(photo_id)
             self.labels.append(label)
             self._refs.append(ref)
+        self._bad = repeated(self.ids) | rejected
 
     def load(self, positions: Sequence[int]) -> Iterator[Loaded]:
         """See PhotoSource. One call reads each of its row groups once, however many positions it has there."""
@@ -119,11 +126,15 @@ class ShardPhotos:
         self.tiles = tiles
         self.ids = [str(i) for index in self.indexes for i in index.id]
         self.labels = [None if v < 0 else int(v) for index in self.indexes for v in index.label]
+        self._bad = repeated(self.ids)
         self._starts = np.cumsum([0, *(len(index) for index in self.indexes)])
 
     def load(self, positions: Sequence[int]) -> Iterator[Loaded]:
         """See PhotoSource."""
         for position in positions:
+            if position in self._bad:
+                yield position, self._bad[position]
+                continue
             which = int(np.searchsorted(self._starts, position, side="right")) - 1
             try:
                 yield position, self._photo(self.indexes[which], position - int(self._starts[which]))

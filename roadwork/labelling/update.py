@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +56,9 @@ Keep = Literal["none", "real", "all"]
 def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], keep: Keep = "none") -> Updated:
     """Put the masks of a folder into built shards.
 
-    Photos without files in `masks` keep what they have, and so do shards that hold these masks already: the same
-    update again writes nothing. GPS weights of a later reweighting are kept.
+    Photos without files in `masks` keep what they have, and so do photos of two splits that share an id (which of them
+    the file shows is not known). Shards that hold these masks already are left alone: the same update again writes
+    nothing. GPS weights of a later reweighting are kept.
 
     Args:
         folder: of shards.
@@ -76,7 +78,8 @@ def update_masks(folder: str | os.PathLike[str], masks: str | os.PathLike[str], 
     staging.mkdir()
     done = Updated()
     try:
-        rows = [_stage_shard(root / line["name"], staging, Path(masks), keep, done) for line in manifest["shards"]]
+        made = _Folder(Path(masks), shared_ids(root, manifest))
+        rows = [_stage_shard(root / line["name"], staging, made, keep, done) for line in manifest["shards"]]
         _keep_weights(root, manifest, rows)
         _count_masks(manifest, rows)
         extra = {key: value for key, value in manifest.items() if key not in _DERIVED}
@@ -114,7 +117,27 @@ def finish_update(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _stage_shard(path: Path, staging: Path, masks: Path, keep: Keep, done: Updated) -> ShardRows:
+@dataclass(frozen=True)
+class _Folder:
+    """Masks by id, but for the ids that several photos have."""
+
+    path: Path
+    shared: set[str]
+
+    def masks(self, photo_id: str) -> PhotoMasks | None:
+        return None if photo_id in self.shared else read_masks(self.path, photo_id)
+
+
+def shared_ids(root: Path, manifest: dict[str, Any]) -> set[str]:
+    """Ids that more than one photo of the shards has: two published splits may number theirs alike."""
+    times = Counter(str(name) for split in manifest["indexes"] for name in ShardIndex.open(root, split).id)
+    shared = {name for name, count in times.items() if count > 1}
+    if shared:
+        log.warning("%s: %d ids belong to several photos, which keep the masks they have", root, len(shared))
+    return shared
+
+
+def _stage_shard(path: Path, staging: Path, masks: _Folder, keep: Keep, done: Updated) -> ShardRows:
     """Write the shard with new masks into the staging folder, if any of its photos has some."""
     before = done.changed
     write_shard(staging / path.name, _with_masks(path, masks, keep, done))
@@ -125,11 +148,11 @@ def _stage_shard(path: Path, staging: Path, masks: Path, keep: Keep, done: Updat
     return scan_shard(staging / path.name)
 
 
-def _with_masks(path: Path, masks: Path, keep: Keep, done: Updated) -> Iterator[Sample]:
+def _with_masks(path: Path, masks: _Folder, keep: Keep, done: Updated) -> Iterator[Sample]:
     for sample in read_samples(path):
         done.samples += 1
         new = sample
-        found = read_masks(masks, str(sample.meta.get("id") or sample.key))
+        found = masks.masks(str(sample.meta.get("id") or sample.key))
         if found is not None and _stays(sample, found, keep):
             done.kept += 1
         elif found is not None:

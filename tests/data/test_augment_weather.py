@@ -82,6 +82,15 @@ def test_light_falls_alike_on_all_views_of_a_photo_and_on_no_mask(name: str) -> 
     assert torch.equal(moved, masks)
 
 
+@pytest.mark.parametrize("name", ["contrast", "saturation", "noise", "motion_blur", "zoom", "perspective"])
+def test_strength_zero_changes_nothing(name: str) -> None:
+    views = torch.rand(4, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(6))
+    masks = (torch.rand(4, 2, 6, 16, 16, generator=torch.Generator().manual_seed(7)) > 0.5).to(torch.uint8)
+    out, moved = Augment(only(name, magnitude_scale=0.0))(views, torch.arange(4), 0, 0, masks)
+    torch.testing.assert_close(out, views, atol=1e-5, rtol=0)
+    assert torch.equal(moved, masks)
+
+
 @pytest.mark.parametrize("name", ["rain", "fog", "shadow", "glare", "noise", "gaussian_blur"])
 def test_half_the_magnitude_is_half_the_strength(name: str) -> None:
     column = "gaussian" if name == "gaussian_blur" else name

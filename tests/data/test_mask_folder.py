@@ -189,7 +189,9 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatc
     assert target.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["7.png"]
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", png(np.zeros((4, 4, 3), np.uint8)), png(np.zeros((4, 4), np.uint16))])
+@pytest.mark.parametrize(
+    "data", [b"", b"no picture", png(np.zeros((4, 4, 3), np.uint8)), png(np.zeros((4, 4), np.uint16))]
+)
 def test_bytes_that_are_no_class_bits_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a PNG of class bits"):
         decode_bits(data)

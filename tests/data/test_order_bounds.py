@@ -12,7 +12,9 @@ from roadwork.data.order import EndlessOrder, EpochOrder, Permutation, cumulativ
 from roadwork.errors import UserError
 
 
-def test_the_first_bad_weight_is_named_by_its_number_in_whichever_piece_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_bad_weight_is_named_by_its_number_in_whichever_piece_it_lies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(order_module, "_CHUNK", 8)
     for at in (0, 7, 8, 21, 99):
         weights = np.ones(100)

@@ -44,9 +44,7 @@ def test_ranges_are_exact_in_any_order(files: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size", "end"), [(4000, 97, 4096), (4096, 1, 4096), (9000, 5, 9000)])
-def test_a_file_that_ends_too_early_is_named_with_the_byte(
-    files: list[Path], offset: int, size: int, end: int
-) -> None:
+def test_a_file_that_ends_too_early_is_named_with_the_byte(files: list[Path], offset: int, size: int, end: int) -> None:
     with pytest.raises(OSError, match=rf"train-000002.tar ends at byte {end}, before byte {offset + size}"):
         RangeReader(files).read(2, offset, size)
 

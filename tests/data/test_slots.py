@@ -76,7 +76,9 @@ def test_rows_hold_their_photo_and_nothing_of_an_earlier_batch(folder: Path) -> 
         seen = arrays["views"][place].transpose(0, 3, 1, 2)
         assert np.array_equal(seen[:count], index.read_views(row)) and not seen[count:].any()
         masks = index.read_masks(row)
-        assert np.array_equal(arrays["masks"][place, :count], 0 * arrays["masks"][place, :count] if masks is None else masks)
+        assert np.array_equal(
+            arrays["masks"][place, :count], 0 * arrays["masks"][place, :count] if masks is None else masks
+        )
         assert not arrays["masks"][place, count:].any()
         assert np.isnan(arrays["text"][place]).all()
 

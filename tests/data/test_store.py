@@ -66,19 +66,20 @@ def test_removing_is_done_when_it_returns_and_may_be_done_twice(store: Store) ->
 
 def test_a_staged_file_appears_at_the_end_of_the_block(store: Store) -> None:
     store.write("train-000000.tar", b"old")
-    with store.staged("train-000000.tar") as path:
-        with atomic_file(path) as file:
-            file.write(b"new bytes")
+    with store.staged("train-000000.tar") as path, atomic_file(path) as file:
+        file.write(b"new bytes")
     assert store.read("train-000000.tar") == b"new bytes"
     assert store.names() == ["train-000000.tar"], "something temporary was left"
 
 
 def test_a_staged_file_whose_block_fails_never_appears(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="half way"):
-        with store.staged("train-000001.tar") as path:
-            with atomic_file(path) as file:
-                file.write(b"half")
-                raise RuntimeError("half way")
+    with (
+        pytest.raises(RuntimeError, match="half way"),
+        store.staged("train-000001.tar") as path,
+        atomic_file(path) as file,
+    ):
+        file.write(b"half")
+        raise RuntimeError("half way")
     assert store.size("train-000001.tar") is None and store.names() == []
 
 

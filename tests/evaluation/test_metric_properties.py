@@ -188,7 +188,9 @@ def test_bins_hold_every_photo_once_at_every_edge() -> None:
     assert math.isnan(metrics.expected_calibration_error([], []))
 
 
-@pytest.mark.parametrize(("value", "kept"), [(1.5, 1.5), (0.0, 0.0), (math.nan, None), (math.inf, None), (-math.inf, None)])
+@pytest.mark.parametrize(
+    ("value", "kept"), [(1.5, 1.5), (0.0, 0.0), (math.nan, None), (math.inf, None), (-math.inf, None)]
+)
 def test_json_numbers_are_finite_or_none(value: float, kept: float | None) -> None:
     assert metrics.finite_or_none(value) == kept
 

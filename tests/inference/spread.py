@@ -1,4 +1,4 @@
-"""A random detector whose answers differ from picture to picture, whatever random numbers this machine draws."""
+"""A tiny random detector, and answers that differ from picture to picture whatever random numbers this machine draws."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from roadwork.config import ModelConfig
 from roadwork.models import RoadworkDetector
+
+
+def tiny_detector(view_size: int = 64) -> RoadworkDetector:
+    """The smallest detector with every part, random weights of seed 0."""
+    torch.manual_seed(0)
+    shape = ModelConfig(
+        backbone="test_vit", weights="random", hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, expert_dim=24,
+        segmentation_size=8, prune_after=1,
+    )  # fmt: skip
+    return RoadworkDetector(shape, view_size)
 
 
 def spread_answers(detector: RoadworkDetector, pictures: Sequence[Any]) -> RoadworkDetector:

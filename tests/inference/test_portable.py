@@ -8,24 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from roadwork.config import ModelConfig
 from roadwork.errors import UserError
 from roadwork.inference.options import ExportOptions
 from roadwork.inference.portable import export, export_program, run_onnx
 from roadwork.models import RoadworkDetector
 from roadwork.models.saved import padded
-from tests.inference.spread import spread_answers
+from tests.inference.spread import spread_answers, tiny_detector
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny detector with random weights whose answers differ from picture to picture."""
-    torch.manual_seed(0)
-    shape = ModelConfig(
-        backbone="test_vit", weights="random", hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, expert_dim=24,
-        segmentation_size=8, prune_after=1,
-    )  # fmt: skip
-    detector = RoadworkDetector(shape, 64)
+    detector = tiny_detector()
     with torch.no_grad():
         detector.pruner.net[-1].weight.mul_(100)
     spread_answers(detector, pictures())

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from roadwork.config import ModelConfig
 from roadwork.models import RoadworkDetector
-from tests.inference.spread import spread_answers
+from tests.inference.spread import spread_answers, tiny_detector
 from tests.launching import ROOT, environment, free_port
 
 httpx = pytest.importorskip("httpx")
@@ -33,12 +31,7 @@ MAX_BYTES = 200_000
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny detector with random weights whose answers differ from picture to picture."""
-    torch.manual_seed(0)
-    shape = ModelConfig(
-        backbone="test_vit", weights="random", hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, expert_dim=24,
-        segmentation_size=8, prune_after=1,
-    )  # fmt: skip
-    detector = spread_answers(RoadworkDetector(shape, 64), pictures())
+    detector = spread_answers(tiny_detector(), pictures())
     return detector.save_pretrained(tmp_path_factory.mktemp("served") / "model", {"temperature": 0.7, "bias": -0.2})
 
 

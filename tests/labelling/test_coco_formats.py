@@ -152,7 +152,10 @@ def test_a_photo_without_annotation_is_empty_and_an_unknown_one_has_no_masks(tmp
         ("[]", "not COCO; it needs the lists images, annotations, categories"),
         ('{"images": {}, "annotations": [], "categories": []}', "not COCO"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "an entry of images lacks width, height"),
-        ('{"images": [], "annotations": [{}], "categories": []}', "an entry of annotations lacks image_id, category_id"),
+        (
+            '{"images": [], "annotations": [{}], "categories": []}',
+            "an entry of annotations lacks image_id, category_id",
+        ),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "an entry of categories lacks name"),
         ('{"images": [3], "annotations": [], "categories": []}', "an entry of images"),
         ('{"images": [], "annotations": [], "categories": []}', "none of its categories is one of the six"),
@@ -195,13 +198,11 @@ def test_masks_that_a_source_brings_are_wiped_where_they_are_not_valid() -> None
 
 
 @settings(max_examples=100)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1200))
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(150, 1200))
 def test_tiles_are_squares_inside_the_photo_that_cover_it(width: int, height: int, side: int) -> None:
     boxes = tile_boxes(width, height, side)
     if max(width, height) <= side:
         assert boxes == []
-        return
-    if len(boxes) > 400:
         return
     assert {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes} == {(min(side, width, height),) * 2}
     for low, high, length in ((0, 2, width), (1, 3, height)):
@@ -254,7 +255,10 @@ def test_classes_that_nobody_looked_for_are_not_counted() -> None:
         return PhotoMasks(bits, (valid,) + (True,) * 5, (1.0,) * 6, "hand", 4, 4, (1,) * 6, True)
 
     shares = by_label({0: 1, 1: 1, 2: None}, {0: made(1, True), 1: made(0, False), 2: made(0, True)})
-    assert shares["roadwork"] == {"photos": 2, "share_with": {**dict.fromkeys(shares["roadwork"]["share_with"], 0.0), "cone": 1.0}}
+    assert shares["roadwork"] == {
+        "photos": 2,
+        "share_with": {**dict.fromkeys(shares["roadwork"]["share_with"], 0.0), "cone": 1.0},
+    }
     assert shares["unlabelled"]["photos"] == 1 and shares["no_roadwork"]["share_with"]["cone"] is None
     both = agreement([(made(1, True), made(1, False)), (made(1, True), made(1, True))])
     assert both["cone"]["photos"] == 1 and both["cone"]["iou"] == 1.0 and both["barrier"]["photos"] == 2
@@ -275,7 +279,9 @@ def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_without_the_hub_a_model_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="accept the licence at https://huggingface.co/nobody/nothing-here .*random-tiny"):
+    with pytest.raises(
+        UserError, match="accept the licence at https://huggingface.co/nobody/nothing-here .*random-tiny"
+    ):
         model_folder("nobody/nothing-here")
 
 

@@ -115,7 +115,9 @@ def test_the_order_of_the_views_means_nothing(order: list[int], seed: int) -> No
     views = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
     attention = torch.rand(2, 5, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    torch.testing.assert_close(ViewConsistencyLoss()(views[:, order], mask[:, order]), ViewConsistencyLoss()(views, mask))
+    torch.testing.assert_close(
+        ViewConsistencyLoss()(views[:, order], mask[:, order]), ViewConsistencyLoss()(views, mask)
+    )
     hows: tuple[Pooling, ...] = ("attention", "noisy_or", "max", "mean")
     for how in hows:
         one = pool_views(views, mask, attention, how)

@@ -106,5 +106,7 @@ def test_threads_lose_no_answer() -> None:
     for thread in threads:
         thread.join()
     found = samples(metrics.exposition())
-    assert found['roadwork_requests_total{status="200"}'] == 1600 and found['roadwork_requests_total{status="400"}'] == 400
+    assert (
+        found['roadwork_requests_total{status="200"}'] == 1600 and found['roadwork_requests_total{status="400"}'] == 400
+    )
     assert found["roadwork_batch_photos_count"] == 2000

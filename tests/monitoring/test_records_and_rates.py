@@ -19,16 +19,19 @@ from roadwork.monitoring.pictures import MASK_COLOURS, grid, overlay, to_uint8
 from roadwork.monitoring.runlog import RunLog, plain, read_last_per_step, read_lines, repair
 from roadwork.monitoring.trackers import open_trackers
 
+finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), finite, st.text()),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=80)
 @given(st.lists(st.dictionaries(st.text(max_size=5), values, max_size=4), max_size=6))
-def test_whatever_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]) -> None:
+def test_whatever_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]
+) -> None:
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
     with RunLog(path) as log:
         for record in records:
@@ -200,7 +203,9 @@ def test_a_full_mask_at_full_opacity_is_its_colour() -> None:
         overlay(images, layers[:, :5])
 
 
-@pytest.mark.parametrize(("n", "columns", "shape"), [(1, 4, (3, 6, 7)), (5, 2, (3, 18, 14)), (4, 4, (3, 6, 28)), (0, 4, (3, 6, 7))])
+@pytest.mark.parametrize(
+    ("n", "columns", "shape"), [(1, 4, (3, 6, 7)), (5, 2, (3, 18, 14)), (4, 4, (3, 6, 28)), (0, 4, (3, 6, 7))]
+)
 def test_a_grid_has_room_for_every_picture(n: int, columns: int, shape: tuple[int, ...]) -> None:
     sheet = grid(np.zeros((n, 3, 4, 5), np.uint8), columns)
     assert sheet.shape == shape and (sheet == 0).sum() == n * 3 * 4 * 5

@@ -1,0 +1,224 @@
+"""Everything that can be typed wrong, and the rules by which it is refused in one line before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from roadwork.cli import exit_on_user_error, fail
+from roadwork.command_line import parse, parse_tool, switch_names
+from roadwork.config import Config, accumulation, masks_folder, save, to_dict, validate
+from roadwork.config_checks import PIPELINE
+from roadwork.errors import UserError
+from roadwork.inference.options import ExportOptions, ServiceOptions, check_service
+
+
+def changed(path: str, value: object) -> Config:
+    config = Config()
+    part: object = config
+    *parents, name = path.split(".")
+    for parent in parents:
+        part = getattr(part, parent)
+    setattr(part, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("training.global_batch", 0, "training.global_batch is 0; it must be above 0"),
+        ("training.micro_batch", -1, "training.micro_batch is -1"),
+        ("training.learning_rate", math.nan, "training.learning_rate is nan; it must be above 0"),
+        ("training.learning_rate", math.inf, "training.learning_rate is inf"),
+        ("training.max_steps", -1, "training.max_steps is -1; it must be 0 or more"),
+        ("training.epochs", math.nan, "training.epochs is nan; it must be 0 or more"),
+        ("training.spike_factor", -0.5, "training.spike_factor"),
+        ("checkpoint.keep_every", -1, "checkpoint.keep_every"),
+        ("checkpoint.keep_last", 0, "checkpoint.keep_last is 0; at least 2 are kept"),
+        ("monitoring.ceiling_tflops", math.inf, "monitoring.ceiling_tflops"),
+        ("model.top_k", 0, "model.top_k 0 must be between 1 and model.num_experts"),
+        ("model.hidden_dim", 30, "model.hidden_dim 30 must be a multiple of model.num_heads"),
+        ("model.num_kv_heads", 3, "and that of model.num_kv_heads 3"),
+        ("model.keep_ratio", 0.0, r"model.keep_ratio is 0.0; it is the share of views kept, in \(0, 1\]"),
+        ("model.keep_ratio", 1.01, "model.keep_ratio is 1.01"),
+        ("model.trainable", "last-0", "model.trainable is 'last-0'; allowed: frozen, last-N"),
+        ("model.trainable", "last-", "model.trainable"),
+        ("predict.prior", 0.0, "a prior lies strictly between 0 and 1"),
+        ("predict.prior", math.nan, "predict.prior is nan"),
+        ("pipeline.stages", ["predict", "pretrain"], "allowed, in this order: fairness, shards"),
+        ("pipeline.stages", ["pretraining"], "pipeline.stages is"),
+        ("model.metadata_fields", ["gps", "colour"], r"model.metadata_fields has \['colour'\]"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(path: str, value: object, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        validate(changed(path, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.keep_ratio", 1.0), ("model.trainable", "last-12"), ("model.trainable", "full"), ("training.max_steps", 1),
+        ("pipeline.stages", []), ("pipeline.stages", list(PIPELINE)), ("predict.prior", 0.999), ("model.metadata_fields", []),
+        ("checkpoint.keep_every", 0),
+    ],
+)  # fmt: skip
+def test_values_at_the_edge_of_what_is_possible_are_accepted(path: str, value: object) -> None:
+    validate(changed(path, value))
+
+
+def test_a_run_needs_a_length() -> None:
+    config = changed("training.max_steps", 0)
+    config.training.epochs = 0
+    with pytest.raises(UserError, match="are both 0; give one of them"):
+        validate(config)
+
+
+def test_a_generated_half_without_the_challenge_says_what_to_add() -> None:
+    config = changed("predict.challenge_synthetic", "pictures")
+    config.predict.challenge = False
+    with pytest.raises(UserError, match="add --predict.challenge true"):
+        validate(config)
+
+
+@pytest.mark.parametrize("total", [8, 12, 24, 96])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("micro", [1, 2, 4, 5])
+def test_a_step_is_divided_exactly_or_refused_with_choices_that_work(total: int, world: int, micro: int) -> None:
+    config = changed("training.global_batch", total)
+    config.training.micro_batch = micro
+    try:
+        steps = accumulation(config, world)
+    except UserError as error:
+        text = str(error)
+        assert total % world or (total // world) % micro
+        if total % world:
+            offered = text.partition("; use ")[2].partition(",")[0].split(" or ")
+            assert all(int(choice) % world == 0 and int(choice) > 0 for choice in offered)
+        else:
+            offered = text.partition("allowed: ")[2].split(", ")
+            for choice in offered:
+                config.training.micro_batch = int(choice)
+                assert accumulation(config, world) * int(choice) * world == total
+        return
+    assert steps * micro * world == total
+
+
+def test_masks_lie_in_the_run_unless_said_otherwise() -> None:
+    assert masks_folder(changed("run.dir", "runs/x")) == Path("runs/x/masks")
+    assert masks_folder(changed("masks.out", "elsewhere")) == Path("elsewhere")
+
+
+def test_a_saved_tree_is_plain_and_whole(tmp_path: Path) -> None:
+    save(Config(), tmp_path / "deep" / "config.yaml")
+    assert parse("pretrain", ["--config", str(tmp_path / "deep" / "config.yaml")]).config == Config()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["config.yaml"], "a temporary file was left"
+    assert set(to_dict(Config())) == set(vars(Config()))
+
+
+def test_every_option_that_is_true_or_false_may_stand_alone() -> None:
+    names = list(switch_names(Config))
+    assert {"masks.tiles", "data.gps_weighted", "monitoring.console", "augment.enabled"} <= set(names)
+    assert len(names) == len(set(names)) and not any(name.startswith("--") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--trainng.max_steps=3"], r"unknown option --trainng.max_steps; did you mean --training.max_steps\?"),
+        (["--nothing.like.it=3"], "unknown option --nothing.like.it"),
+        (["--seed", "one"], "seed"),
+        (["--config", "/nowhere/at/all.yaml"], "/nowhere/at/all.yaml"),
+        (["--data.shards"], "data.shards"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        parse("pretrain", arguments)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["training: 3", "- a\n- b", "training:\n  max_steps: [1", "\x00"])
+def test_a_file_that_is_no_tree_of_options_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse("pretrain", ["--config", str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_later_stages_without_a_saved_configuration_take_the_defaults(tmp_path: Path) -> None:
+    assert parse("predict", ["--run.dir", str(tmp_path)]).config.run.dir == str(tmp_path)
+    save(changed("training.global_batch", 24), tmp_path / "config.yaml")
+    assert parse("evaluate", [f"--run.dir={tmp_path}"]).config.training.global_batch == 24
+    assert parse("pretrain", [f"--run.dir={tmp_path}"]).config.training.global_batch == Config().training.global_batch
+
+
+# ------------------------------------------------------------------------------------------------------- tools
+
+
+def test_tools_have_flat_options_with_their_types(tmp_path: Path) -> None:
+    made = parse_tool("export", ExportOptions, ["--views", "3", "--format=both"])
+    assert (made.views, made.format, made.model) == (3, "both", ExportOptions().model)
+    (tmp_path / "serve.yaml").write_text("port: 9000\nmax_wait_ms: 0\n")
+    served = parse_tool("serve", ServiceOptions, ["--config", str(tmp_path / "serve.yaml"), "--port", "9001"])
+    assert (served.port, served.max_wait_ms) == (9001, 0.0)
+    check_service(served)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "tflite"], "format"),
+        (["--views", "many"], "views"),
+        (["--view", "3"], "unknown option --view; did you mean --views"),
+    ],
+)
+def test_a_tools_wrong_option_is_one_line(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_tool("export", ExportOptions, arguments)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_does_not_exist_is_refused(port: int) -> None:
+    with pytest.raises(UserError, match=f"--port is {port}; give 1 to 65535|--port"):
+        check_service(ServiceOptions(port=port))
+
+
+# ------------------------------------------------------------------------------------------------------- frame
+
+
+def _raises(error: BaseException) -> Callable[[], int]:
+    @exit_on_user_error
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("x"), 2), (KeyboardInterrupt(), 130)])
+def test_statuses(error: BaseException, status: int) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _raises(error)()
+    assert stop.value.code == status
+
+
+def test_a_status_of_ones_own_is_kept() -> None:
+    @exit_on_user_error
+    def main(status: int) -> int:
+        return status
+
+    assert (main(0), main(1), main.__name__) == (0, 1, "main")
+
+
+def test_of_a_launched_jobs_ranks_the_first_says_its_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        fail("several\nlines")
+    assert capsys.readouterr().err == "error: several lines\n"
