@@ -39,7 +39,7 @@ class RotaryTable(RotaryEmbeddingDinoV3):
     """DINOv3's rotary embedding as `rotate` wants it, kept for each grid. It has no parameters."""
 
     prefix: int
-    tables: dict[tuple[int, int, torch.device], Tensor]
+    tables: dict[tuple[int, int, torch.device, torch.dtype], Tensor]
 
     def get_embed(self, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
         """Cosine, and sine with the sign of its term: [2, prefix + height * width, head_dim], fp32 unless `dtype`.
@@ -47,7 +47,7 @@ class RotaryTable(RotaryEmbeddingDinoV3):
         Prefix tokens are turned by 0, so that no tensor is cut in two and joined again around them.
         """
         height, width = self.feat_shape if shape is None else shape
-        key = (height, width, self.periods.device)
+        key = (height, width, self.periods.device, self.periods.dtype)
         if (self.training and self.aug_active) or torch.compiler.is_compiling():  # drawn anew; or a graph's own tensor
             table = self._table(height, width)
         else:
@@ -95,8 +95,22 @@ def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
         return layer(x)
     if type(layer) is not nn.Linear or not (torch.is_grad_enabled() and layer.weight.requires_grad):
         return scale * layer(x)
-    bias = None if layer.bias is None else scale * layer.bias
-    return F.linear(x, scale[:, None] * layer.weight, bias)
+    weight, bias = scale[:, None] * layer.weight, None if layer.bias is None else scale * layer.bias
+    return F.linear(x, weight, bias)
+
+
+def wide_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), x [B, N, D_in], with a pointwise function behind it.
+
+    There the bias is added by that function, once per view: its gradient is summed over N and then over B, and the
+    compiler takes the first sum into the pass that writes the gradient. A sum over both at once reads it again.
+    """
+    compiled = torch.compiler.is_compiling() and torch.is_grad_enabled()
+    if type(layer) is not nn.Linear or layer.bias is None or not compiled:
+        return layer(x)
+    product = F.linear(x, layer.weight)
+    bias = layer.bias.to(torch.promote_types(layer.bias.dtype, torch.float32))  # sums are not rounded in between
+    return (product + bias.expand(x.shape[0], 1, -1)).to(product.dtype)
 
 
 class FastBlock(EvaBlock):
@@ -143,15 +157,15 @@ def attend(attn: EvaAttention, x: Tensor, rope: Tensor | None, mask: Tensor | No
 
 
 def hidden(mlp: SwiGLU | GluMlp | Mlp, x: Tensor) -> Tensor:
-    """What timm's MLPs hand to their last layer."""
+    """What timm's MLPs hand to their last layer, x [B, N, D]."""
     if isinstance(mlp, SwiGLU):
-        x = mlp.act(mlp.fc1_g(x)) * mlp.fc1_x(x)
+        made = mlp.act(wide_linear(mlp.fc1_g, x)) * wide_linear(mlp.fc1_x, x)
     elif isinstance(mlp, GluMlp):
-        first, second = mlp.fc1(x).chunk(2, -1)
-        x = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
+        first, second = wide_linear(mlp.fc1, x).chunk(2, -1)
+        made = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
     else:
-        x = mlp.act(mlp.fc1(x))
-    return mlp.norm(mlp.drop1(x))
+        made = mlp.act(wide_linear(mlp.fc1, x))
+    return mlp.norm(mlp.drop1(made))
 
 
 def use_fast_vit(net: nn.Module) -> int:
