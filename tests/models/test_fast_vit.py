@@ -107,19 +107,25 @@ def test_an_adapter_is_not_passed_by(form: str, target: str) -> None:
     assert adapters and all(p.grad is not None and p.grad.abs().max() > 0 for p in adapters)
 
 
-def test_one_graph_for_any_number_of_views() -> None:
+@pytest.mark.parametrize("form", ["swiglu", "swiglu_packed", "gelu"])
+def test_one_compiled_graph_for_any_number_of_views_has_timms_gradients(form: str) -> None:
     torch._dynamo.reset()
-    plain, fast = pair()
+    plain, fast = pair(form)
     fast.blocks[0].compile(fullgraph=True, backend="aot_eager")
-    table = fast.rope.get_embed((3, 3))
+    ropes = plain.rope.get_embed((3, 3)), fast.rope.get_embed((3, 3))
     for number, views in enumerate((4, 6, 3)):
         x = torch.randn(views, 14, 32)
         torch._dynamo.maybe_mark_dynamic(x, 0)
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
-            found = fast.blocks[0](x, rope=table)
-            found.sum().backward()
-        rope = plain.rope.get_embed((3, 3))
-        torch.testing.assert_close(found, plain.blocks[0](x, rope=rope), rtol=1e-5, atol=1e-5)
+            found = fast.blocks[0](x, rope=ropes[1])
+        expected = plain.blocks[0](x, rope=ropes[0])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        gradients = [
+            torch.autograd.grad(out.sin().sum(), list(net.blocks[0].parameters()))
+            for net, out in ((plain, expected), (fast, found))
+        ]
+        for wanted, gradient in zip(*gradients, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_an_exported_graph_answers_for_any_number_of_views() -> None:
