@@ -99,20 +99,6 @@ def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def wide_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), x [B, N, D_in], with a pointwise function behind it.
-
-    There the bias is added by that function, once per view: its gradient is summed over N and then over B, and the
-    compiler takes the first sum into the pass that writes the gradient. A sum over both at once reads it again.
-    """
-    compiled = torch.compiler.is_compiling() and torch.is_grad_enabled()
-    if type(layer) is not nn.Linear or layer.bias is None or not compiled:
-        return layer(x)
-    product = F.linear(x, layer.weight)
-    bias = layer.bias.to(torch.promote_types(layer.bias.dtype, torch.float32))  # sums are not rounded in between
-    return (product + bias.expand(x.shape[0], 1, -1)).to(product.dtype)
-
-
 class FastBlock(EvaBlock):
     """timm's EvaBlock; the same parameters, names and results."""
 
@@ -159,12 +145,12 @@ def attend(attn: EvaAttention, x: Tensor, rope: Tensor | None, mask: Tensor | No
 def hidden(mlp: SwiGLU | GluMlp | Mlp, x: Tensor) -> Tensor:
     """What timm's MLPs hand to their last layer, x [B, N, D]."""
     if isinstance(mlp, SwiGLU):
-        made = mlp.act(wide_linear(mlp.fc1_g, x)) * wide_linear(mlp.fc1_x, x)
+        made = mlp.act(mlp.fc1_g(x)) * mlp.fc1_x(x)
     elif isinstance(mlp, GluMlp):
-        first, second = wide_linear(mlp.fc1, x).chunk(2, -1)
+        first, second = mlp.fc1(x).chunk(2, -1)
         made = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
     else:
-        made = mlp.act(wide_linear(mlp.fc1, x))
+        made = mlp.act(mlp.fc1(x))
     return mlp.norm(mlp.drop1(made))
 
 
