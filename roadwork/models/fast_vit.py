@@ -39,7 +39,7 @@ class RotaryTable(RotaryEmbeddingDinoV3):
     """DINOv3's rotary embedding as `rotate` wants it, kept for each grid. It has no parameters."""
 
     prefix: int
-    tables: dict[tuple[int, int, torch.device], Tensor]
+    tables: dict[tuple[int, int, torch.device, torch.dtype], Tensor]
 
     def get_embed(self, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
         """Cosine, and sine with the sign of its term: [2, prefix + height * width, head_dim], fp32 unless `dtype`.
@@ -47,7 +47,7 @@ class RotaryTable(RotaryEmbeddingDinoV3):
         Prefix tokens are turned by 0, so that no tensor is cut in two and joined again around them.
         """
         height, width = self.feat_shape if shape is None else shape
-        key = (height, width, self.periods.device)
+        key = (height, width, self.periods.device, self.periods.dtype)
         if (self.training and self.aug_active) or torch.compiler.is_compiling():  # drawn anew; or a graph's own tensor
             table = self._table(height, width)
         else:
@@ -95,8 +95,8 @@ def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
         return layer(x)
     if type(layer) is not nn.Linear or not (torch.is_grad_enabled() and layer.weight.requires_grad):
         return scale * layer(x)
-    bias = None if layer.bias is None else scale * layer.bias
-    return F.linear(x, scale[:, None] * layer.weight, bias)
+    weight, bias = scale[:, None] * layer.weight, None if layer.bias is None else scale * layer.bias
+    return F.linear(x, weight, bias)
 
 
 class FastBlock(EvaBlock):
@@ -143,15 +143,15 @@ def attend(attn: EvaAttention, x: Tensor, rope: Tensor | None, mask: Tensor | No
 
 
 def hidden(mlp: SwiGLU | GluMlp | Mlp, x: Tensor) -> Tensor:
-    """What timm's MLPs hand to their last layer."""
+    """What timm's MLPs hand to their last layer, x [B, N, D]."""
     if isinstance(mlp, SwiGLU):
-        x = mlp.act(mlp.fc1_g(x)) * mlp.fc1_x(x)
+        made = mlp.act(mlp.fc1_g(x)) * mlp.fc1_x(x)
     elif isinstance(mlp, GluMlp):
         first, second = mlp.fc1(x).chunk(2, -1)
-        x = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
+        made = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
     else:
-        x = mlp.act(mlp.fc1(x))
-    return mlp.norm(mlp.drop1(x))
+        made = mlp.act(mlp.fc1(x))
+    return mlp.norm(mlp.drop1(made))
 
 
 def use_fast_vit(net: nn.Module) -> int:

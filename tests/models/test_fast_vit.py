@@ -78,8 +78,7 @@ def test_bf16_is_no_further_from_the_truth_than_timm() -> None:
     x = torch.randn(4, 3, 48, 48).bfloat16()
     plain, fast = plain.bfloat16(), fast.bfloat16()
     truth = copy.deepcopy(plain).double().forward_features(x.double())
-    with torch.no_grad():
-        errors = [(net.forward_features(x).double() - truth).square().mean().sqrt() for net in (plain, fast)]
+    errors = [(net.forward_features(x).double() - truth).square().mean().sqrt() for net in (plain, fast)]
     assert errors[1] < 1.1 * errors[0]
 
 
@@ -108,20 +107,35 @@ def test_an_adapter_is_not_passed_by(form: str, target: str) -> None:
     assert adapters and all(p.grad is not None and p.grad.abs().max() > 0 for p in adapters)
 
 
-def test_one_graph_for_any_number_of_views() -> None:
+@pytest.mark.parametrize("form", ["swiglu", "swiglu_packed", "gelu"])
+def test_one_compiled_graph_for_any_number_of_views_has_timms_gradients(form: str) -> None:
     torch._dynamo.reset()
-    plain, fast = pair()
-    for block in fast.blocks:
-        block.compile(fullgraph=True, backend="aot_eager", dynamic=None)
-    table = fast.rope.get_embed((3, 3))
+    plain, fast = pair(form)
+    fast.blocks[0].compile(fullgraph=True, backend="aot_eager")
+    ropes = plain.rope.get_embed((3, 3)), fast.rope.get_embed((3, 3))
     for number, views in enumerate((4, 6, 3)):
         x = torch.randn(views, 14, 32)
         torch._dynamo.maybe_mark_dynamic(x, 0)
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
-            found = fast.blocks[0](x, rope=table)
-            found.sum().backward()
-        rope = plain.rope.get_embed((3, 3))
-        torch.testing.assert_close(found, plain.blocks[0](x, rope=rope), rtol=1e-5, atol=1e-5)
+            found = fast.blocks[0](x, rope=ropes[1])
+        expected = plain.blocks[0](x, rope=ropes[0])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        gradients = [
+            torch.autograd.grad(out.sin().sum(), list(net.blocks[0].parameters()))
+            for net, out in ((plain, expected), (fast, found))
+        ]
+        for wanted, gradient in zip(*gradients, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_an_exported_graph_answers_for_any_number_of_views() -> None:
+    plain, fast = (net.eval() for net in pair())
+    x = torch.randn(2, 3, 48, 48)
+    graph = torch.export.export(fast, (x,), dynamic_shapes=({0: torch.export.Dim("views")},)).module()
+    assert not fast.rope.tables, "a graph's own tensor was kept"
+    for views in (2, 3):
+        x = torch.randn(views, 3, 48, 48)
+        torch.testing.assert_close(graph(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_backbone_is_made_of_fast_blocks_and_loads_timms_weights() -> None:
