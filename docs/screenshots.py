@@ -34,10 +34,14 @@ CHROMIUM = [
 FRAME = '<!DOCTYPE html><body style="margin:0"><iframe src="{url}" style="border:0;width:{width}px;height:{height}px">'
 REPORT = {
     "report_desktop": ("", 1100, 1000),
-    "report_errors": ("#worst", 1100, 900),
+    "report_errors": ("worst", 1100, 1000),
     "report_phone": ("", 390, 844),
 }
-"""Picture -> part of the report, width and height in CSS pixels."""
+"""Picture -> section of the report that it begins at (empty: its top), width and height in CSS pixels."""
+BEGIN = (
+    "<script>while (document.body.firstElementChild.id !== '{id}') document.body.firstElementChild.remove()</script>"
+)
+"""Scrolling would do, but a headless picture may be taken before the scrolled part is painted."""
 
 
 def shoot(url: str, width: int, height: int, wait_ms: int = 10_000) -> Image.Image:
@@ -55,6 +59,17 @@ def shoot(url: str, width: int, height: int, wait_ms: int = 10_000) -> Image.Ima
         subprocess.run(command, check=True, capture_output=True, timeout=400)
         with Image.open(target) as picture:
             return picture.convert("RGB").crop((0, 0, width, height))
+
+
+def section(page: Path, name: str, width: int, height: int) -> Image.Image:
+    """The report as a window shows it, from a section on."""
+    if not name:
+        return shoot(page.as_uri(), width, height)
+    with tempfile.TemporaryDirectory() as folder:
+        cut = Path(folder) / "index.html"
+        text = page.read_text(encoding="utf-8")
+        cut.write_text(text.replace("</body>", BEGIN.replace("{id}", name) + "</body>"), encoding="utf-8")
+        return shoot(cut.as_uri(), width, height)
 
 
 def compressed(picture: Image.Image) -> bytes:
@@ -102,7 +117,7 @@ def main() -> None:
     page = arguments.run.resolve() / "report" / "index.html"
     if not page.is_file() or shutil.which("chromium") is None:
         parser.error(f"needs {page} and chromium (apt-get install chromium)")
-    pictures = {name: shoot(page.as_uri() + part, width, height) for name, (part, width, height) in REPORT.items()}
+    pictures = {name: section(page, *part) for name, part in REPORT.items()}
     with tensorboard(arguments.run / "tensorboard") as address:
         pictures["tensorboard"] = shoot(f"{address}/#custom_scalars", 1800, 1300, wait_ms=60_000)
     for name, picture in pictures.items():

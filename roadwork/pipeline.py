@@ -59,7 +59,7 @@ def run_pipeline(config: Config) -> None:
             _say(f"{stage}: done before, kept")
             continue
         began = time.monotonic()
-        _run(stage, _command(config, stage, options), folder)
+        _run(stage, _command(config, stage, options), config)
         spent = time.monotonic() - began
         marker.write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
         _say(f"{stage}: done in {spent:.0f} s")
@@ -109,9 +109,7 @@ def _fairness(config: Config) -> list[str]:
 
 
 def _launch_options(config: Config) -> list[str]:
-    import torch
-
-    gpus = torch.cuda.device_count() if config.engine.device != "cpu" else 0
+    gpus = _gpus(config)
     name = config.pipeline.accelerate_config or str(ROOT / "accelerate_configs" / ("gpu.yaml" if gpus else "cpu.yaml"))
     processes = config.pipeline.processes or gpus
     return ["--config_file", name, *(["--num_processes", str(processes)] if processes else [])]
@@ -121,13 +119,21 @@ _QUIET = {"OMP_NUM_THREADS": "1"}
 """What the launcher would set anyhow, with half a page of warnings; a stage sets its own number of threads."""
 
 
-def _run(stage: str, command: list[str], folder: Path) -> None:
+def _gpus(config: Config) -> int:
+    import torch
+
+    return torch.cuda.device_count() if config.engine.device != "cpu" else 0
+
+
+def _run(stage: str, command: list[str], config: Config) -> None:
     if not command:
         return
     _say(f"{stage}: {' '.join(command[1:])}")
-    log = folder / "logs" / f"{stage}.log"
+    log = Path(config.run.dir) / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
+    if not _gpus(config) and not os.environ.get("ROADWORK_LAUNCHER"):
+        environment.setdefault("DS_ACCELERATOR", "cpu")  # else the launcher itself warns that it found no GPU
     with open(log, "ab") as kept:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0

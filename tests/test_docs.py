@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from roadwork import command_line
 from roadwork.inference.options import ExportOptions, ServiceOptions
@@ -128,6 +129,16 @@ def test_the_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
             build.options_of(build.parser().parse_args(words[3:]))
             tools += 1
     assert stages >= 8 and tools >= 3
+
+
+def test_the_pictures_of_the_readme_are_pictures_and_small() -> None:
+    """Whoever fetches the repository fetches them."""
+    named = re.findall(r"!\[[^\]]+\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {"docs/report_desktop.jpg", "docs/report_phone.jpg", "docs/tensorboard.jpg"} <= set(named)
+    for name in named:
+        with Image.open(ROOT / name) as picture:
+            picture.load()
+        assert (ROOT / name).stat().st_size < 150_000, name
 
 
 def test_every_dependency_has_its_reason() -> None:

@@ -25,7 +25,7 @@ def write_events(
     the configuration; trial: what the training curves' run calls itself, so that both are one row of HPARAMS.
     """
     split, errors = evaluation["split"], evaluation["errors"]
-    board = Board(folder, purge_step=0)
+    board = Board(folder, purge_step=0, layout=False)
     board.figures(0, {("data/map_of_draws" if name == "map" else f"{split}/{name}"): f for name, f in figures.items()})
     board.pr_curve(f"{split}/precision_recall", 0, joined.label, joined.probability)
     for row in evaluation["systems"]:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-FRAME = (255, 140, 0)
-"""RGB of the frame around a view that has attention."""
+DARKEST = 0.35
+"""Brightness of a place that no view with attention shows."""
 
 
 def stitched(index: Any, row: int, width: int = 1280) -> npt.NDArray[np.uint8]:
@@ -39,24 +39,21 @@ def stitched(index: Any, row: int, width: int = 1280) -> npt.NDArray[np.uint8]:
 
 
 def looked_at(index: Any, row: int, attention: Sequence[float], width: int = 480) -> npt.NDArray[np.uint8]:
-    """`stitched` with a frame around each view that has attention, the thicker the more of it.
+    """`stitched`, darker where the network looked less.
 
-    attention: weight of each view of the photo, 0 for a pruned one; empty: the photo as it is. The whole-photo view
-    has no frame: its weight says nothing about a place.
+    attention: weight of each view of the photo, 0 for a pruned one. A place is as bright as the best view that shows
+    it; the whole-photo view says nothing about a place. Without attention on any other view: the photo as it is.
     """
     canvas = stitched(index, row, width)
-    if len(attention) < 2:
+    if len(attention) < 2 or max(attention[1:]) <= 0:
         return canvas
     high, wide = canvas.shape[:2]
     boxes = np.asarray(index.boxes(int(row)), dtype=np.float64) * np.asarray([wide, high, wide, high])
-    for view in sorted(range(1, min(len(attention), len(boxes))), key=lambda v: attention[v]):
-        thickness = round(8 * attention[view] / max(attention))
-        if thickness:
-            x0, y0, x1, y1 = (round(edge) for edge in boxes[view])
-            inside = thickness // 2
-            corners = (x0 + inside, y0 + inside), (x1 - 1 - inside, y1 - 1 - inside)
-            cv2.rectangle(canvas, *corners, FRAME, thickness)
-    return canvas
+    weight = np.zeros((high, wide, 1), dtype=np.float32)
+    for share, box in zip(attention[1:], np.round(boxes[1:]).astype(int), strict=False):
+        x0, y0, x1, y1 = box
+        weight[y0:y1, x0:x1] = np.maximum(weight[y0:y1, x0:x1], share)
+    return (canvas * (DARKEST + (1 - DARKEST) * weight / weight.max())).astype(np.uint8)
 
 
 def attention_words(attention: Sequence[float], most: int = 3) -> str:

@@ -317,8 +317,13 @@ def target_words(manifest: Any) -> str:
     target = (manifest or {}).get("target")
     if not isinstance(target, Mapping):
         return "unknown (no manifest)"
-    told = [f"{name} {words(v) if isinstance(v, list) else v}" for name, v in target.items() if v not in (None, "", [])]
-    return "; ".join(told)[:300]
+    named = words(target.get("cities") or target.get("names") or ([target["file"]] if target.get("file") else []))
+    told = [
+        f"{target.get('kind', 'given')}{f' {named}' if named else ''}",
+        f"{number(target['points'])} points" if target.get("points") else "",
+        "transductive: it names places of the test split" if target.get("transductive") else "",
+    ]
+    return ", ".join(text for text in told if text)[:300]
 
 
 def number(value: Any, digits: int = 3) -> str:

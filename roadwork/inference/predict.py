@@ -62,7 +62,8 @@ def run_predict(config: Config) -> Path:
     if engine.is_main:
         for name, system in plan.systems.items():
             after = system.figures["after"]
-            sys.stdout.write(f"{name}: held-out MCC {after['mcc']}, ECE {after['ece']}\n")
+            mcc, ece = (f"{v:.3f}" if (v := after[key]) is not None else "unknown" for key in ("mcc", "ece"))
+            sys.stdout.write(f"{name}: held-out MCC {mcc}, ECE {ece}\n")
         sys.stdout.write(
             f"answers by {plan.chosen}; model/ is {plan.network}; {len(answers.ids)} predictions: {path}\n"
         )

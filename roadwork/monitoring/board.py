@@ -40,7 +40,8 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "memory, GiB": ["Multiline", ["perf/memory_gib"]],
     },
     "3. Is it healthy?": {
-        "norms": ["Multiline", ["train/grad_norm", "train/weight_norm"]],
+        "norm of the gradient": ["Multiline", ["train/grad_norm"]],
+        "norm of the weights": ["Multiline", ["train/weight_norm"]],
         "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
         "entropy of the experts": ["Multiline", [r"experts/entropy_layer\d+"]],
         "share of the busiest expert": ["Multiline", [r"experts/max_layer\d+"]],
@@ -86,7 +87,8 @@ class Board:
 
     purge_step: the first optimizer step that this process will write again (its start step) when it continues a run.
     What a dead process wrote at and after that step disappears from the curves, so none overlap. None for a new run.
-    trackers: extra receivers of scalars, see `roadwork.monitoring.trackers`.
+    trackers: extra receivers of scalars, see `roadwork.monitoring.trackers`. layout: write LAYOUT; false for a run
+    without curves, since TensorBoard adds the layouts of all runs up.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Board:
         is_main: bool = True,
         purge_step: int | None = None,
         trackers: Iterable[Tracker] = (),
+        layout: bool = True,
     ) -> None:
         self.directory = Path(directory)
         self.writer: Any = None
@@ -103,7 +106,8 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
-            self.writer.add_custom_scalars(LAYOUT)
+            if layout:
+                self.writer.add_custom_scalars(LAYOUT)
 
     @classmethod
     def open(

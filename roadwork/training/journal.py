@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from roadwork.config import Config
+from roadwork.data.index import ShardIndex
 from roadwork.monitoring.board import Board
 from roadwork.monitoring.runlog import RunLog
 from roadwork.training.atomic import write_atomic
@@ -56,6 +59,18 @@ class Journal:
     def spike(self, record: dict[str, Any]) -> None:
         """One loss that stands out, with the photos of its step."""
         self._append("spikes", record)
+
+    def draws(self, train: ShardIndex) -> None:
+        """A map of where the order draws from, beside the target region."""
+        if not self._main:
+            return
+        from roadwork.evaluation import plots
+
+        weights = train.gps_weight if self._config.data.gps_weighted else np.ones(len(train))
+        figure = plots.map_figure(train.latitude, train.longitude, weights, train.manifest.get("clusters") or ())
+        if figure is not None:
+            with self.board() as board:
+                board.figures(0, {"data/map_of_draws": figure})
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._logs:

@@ -123,7 +123,8 @@ class Trainer:
         try:
             self._mend_best()
             if loader is not None:
-                self._show_draws()
+                if not counters.step:
+                    self.journal.draws(self.data.train)
                 with GarbageCollection(self.config.training.gc_every_steps) as garbage:
                     stopped = self._steps(iter(loader), progress, garbage)
                 if not stopped:
@@ -355,20 +356,6 @@ class Trainer:
                 kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
                 guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
                 board.images("predicted/masks", step + 1, first[kept], guess.float())
-
-    def _show_draws(self) -> None:
-        """Where the order draws from, beside the target region; once, at the start of a run."""
-        if self.counters.step or not self.engine.is_main:
-            return
-        from roadwork.evaluation import plots
-
-        train = self.data.train
-        centres = train.manifest.get("clusters") or ()
-        weights = train.gps_weight if self.config.data.gps_weighted else np.ones(len(train))
-        figure = plots.map_figure(train.latitude, train.longitude, weights, centres)
-        if figure is not None:
-            with self.journal.board() as board:
-                board.figures(0, {"data/map_of_draws": figure})
 
     def _validate(self) -> bool:
         """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective.

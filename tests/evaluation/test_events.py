@@ -37,6 +37,7 @@ def test_breakdowns_worst_errors_map_and_systems_are_there(scored, tmp_path):
     wanted |= {f"test_worst/{kind}" for kind in ("false_positives", "false_negatives")}
     wanted |= {f"test/{name}" for name in ("confusion", "reliability", "recall", "systems")} | {"data/map_of_draws"}
     assert set(events.Tags()["images"]) == wanted
+    assert "custom_scalars__config__" not in events.summary_metadata  # TensorBoard would add it to the training's
     for field in FIELDS:
         assert f"test_by/{field}/text_summary" in events.Tags()["tensors"]
     assert events.Scalars("final/mcc_image_only_224")[0].value == pytest.approx(found["systems"][-1]["mcc"])

@@ -50,7 +50,7 @@ def test_a_saved_model_is_scored_the_same_on_one_and_two_processes(launch, run, 
     for processes in (2, 1):
         folder = tmp_path / f"on-{processes}"
         shutil.copytree(run, folder)
-        done = launch("launch/evaluate.py", *options(folder, shards), processes=processes)
+        done = launch("launch/evaluate.py", *options(folder, shards, "--monitoring.console=true"), processes=processes)
         assert done.status == 0, done.output[-3000:]
         assert "* image_only: MCC" in done.output and "report:" in done.output
         assert done.output.count(f"evaluate {len(ShardIndex.open(shards, 'test'))}/") == 1  # the progress line's last

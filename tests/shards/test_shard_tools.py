@@ -83,7 +83,8 @@ def test_build_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         "keep",
     ]
     assert build_cli.main(arguments) == 0
-    assert "15 photos encoded, 0 kept" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "15 photos encoded, 0 kept" in said.out and "encode 15/15  " in said.err
     manifest = read_manifest(tmp_path / "out")
     assert manifest["brackets"] == {"max_km": [50.0], "weights": [3.0, 0.5]} and manifest["class_balance"] == "keep"
     assert manifest["class_prior"]["draws"] == pytest.approx(manifest["class_prior"]["photos"])
