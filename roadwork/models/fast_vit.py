@@ -39,6 +39,7 @@ class RotaryTable(RotaryEmbeddingDinoV3):
     """DINOv3's rotary embedding as `rotate` wants it, kept for each grid. It has no parameters."""
 
     prefix: int
+    periods: Tensor
     tables: dict[tuple[int, int, torch.device, torch.dtype], Tensor]
 
     def get_embed(self, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -46,7 +47,8 @@ class RotaryTable(RotaryEmbeddingDinoV3):
 
         Prefix tokens are turned by 0, so that no tensor is cut in two and joined again around them.
         """
-        height, width = self.feat_shape if shape is None else shape
+        grid: Any = self.feat_shape if shape is None else shape
+        height, width = grid
         key = (height, width, self.periods.device, self.periods.dtype)
         if (self.training and self.aug_active) or torch.compiler.is_compiling():  # drawn anew; or a graph's own tensor
             table = self._table(height, width)
@@ -115,8 +117,8 @@ class FastBlock(EvaBlock):
         return x + self.drop_path2(mlp.drop2(scaled_linear(mlp.fc2, hidden(mlp, self.norm2(x)), self.gamma_2)))
 
 
-def attend(attn: EvaAttention, x: Tensor, rope: Tensor | None, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """timm's EvaAttention up to its output projection: [B, N, D] -> [B, N, heads * head_dim].
+def attend(attn: Any, x: Tensor, rope: Tensor | None, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """timm's EvaAttention `attn` up to its output projection: [B, N, D] -> [B, N, heads * head_dim].
 
     Queries, keys and values stay in the order of the product, [B, N, heads, head_dim]: attention takes it by strides and
     answers in it, so that nothing is copied on either side.
@@ -165,8 +167,9 @@ def use_fast_vit(net: nn.Module) -> int:
         found += [(block, FastBlock) for block in blocks]
         whole = len(blocks) == len(net.blocks) and net.patch_drop is None
         if whole and type(net.rope) is RotaryEmbeddingDinoV3:
-            net.rope.prefix, net.rope.tables = net.num_prefix_tokens, {}
-            found.append((net.rope, RotaryTable))
+            rope: Any = net.rope
+            rope.prefix, rope.tables = net.num_prefix_tokens, {}
+            found.append((rope, RotaryTable))
     for module, faster in found:
         module.__class__ = faster
     return len(found)
