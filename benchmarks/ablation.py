@@ -52,7 +52,7 @@ class Size:
 
 
 FULL = Size(photos=1200, view_size=128, epochs=6, max_steps=0, folds=3, augmentations=8)
-QUICK = Size(photos=360, view_size=64, epochs=4, max_steps=0, folds=2, augmentations=4)
+QUICK = Size(photos=480, view_size=128, epochs=3, max_steps=0, folds=2, augmentations=4)
 SEEDS = {"full": 5, "quick": 3}
 
 
