@@ -18,12 +18,25 @@ roadwork_python() {
   else echo python3; fi
 }
 
-# The run folder, from the stage's own reading of its options; a wrong option ends the job here, with its one line.
-roadwork_run_dir() {
+# The run folder and the folder of masks, a line each, from the stage's own reading of its options; a wrong option ends
+# the job here, with its one line.
+roadwork_folders() {
   local script=$1 options
   shift
   options=$("$PYTHON" "launch/$script.py" "$@" --print_config) || return
-  "$PYTHON" -c 'import sys, yaml; print(yaml.safe_load(sys.stdin)["run"]["dir"])' <<<"$options"
+  "$PYTHON" -c 'import sys, yaml
+tree = yaml.safe_load(sys.stdin)
+run = tree["run"]["dir"]
+print(run, tree["masks"]["out"] or f"{run}/masks", sep="\n")' <<<"$options"
+}
+
+# What the next launch would not do again, as one sum: checkpoints, folds and what they share, answers, masks.
+roadwork_kept() {
+  {
+    find "$ROADWORK_RUN_DIR/checkpoints" "$ROADWORK_RUN_DIR/folds" -name COMPLETE -o -name 'chunk-*'
+    find "$ROADWORK_RUN_DIR" -name '*-rank-*.jsonl' -printf '%p %s\n'
+    find "$ROADWORK_MASKS" -name '*.png'
+  } 2>/dev/null | sort | cksum
 }
 
 # Folder of the newest complete checkpoint; empty without one.
@@ -93,16 +106,17 @@ roadwork_requeue() {
 
 # roadwork_job STAGE [OPTIONS]: the whole job. Status 0 when the stage is done or the job was put back.
 roadwork_job() {
-  local stage=$1 before status
+  local stage=$1 folders before status
   shift
   export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
   PYTHON=$(roadwork_python)
-  ROADWORK_RUN_DIR=$(roadwork_run_dir "$stage" "$@") || exit
-  export PYTHON ROADWORK_RUN_DIR ROADWORK_ROOT=$PWD
+  folders=$(roadwork_folders "$stage" "$@") || exit
+  ROADWORK_RUN_DIR=${folders%%$'\n'*} ROADWORK_MASKS=${folders#*$'\n'}
+  export PYTHON ROADWORK_RUN_DIR ROADWORK_MASKS ROADWORK_ROOT=$PWD
   roadwork_stop="" roadwork_guard=""
   trap roadwork_warned USR2
   trap roadwork_terminated TERM
-  before=$(roadwork_newest)
+  before=$(roadwork_kept)
   roadwork_say "$stage on ${SLURM_JOB_NODELIST}, launch $((${SLURM_RESTART_COUNT:-0} + 1)), run folder $ROADWORK_RUN_DIR"
   if [ "$stage" = pipeline ]; then
     set -- env ROADWORK_LAUNCHER="bash launch/slurm/step.sh" "$PYTHON" launch/pipeline.py "$@"
@@ -122,9 +136,9 @@ roadwork_job() {
     else roadwork_say "$stage stopped; Slurm decides whether it comes back"; fi
   elif [ "$roadwork_stop" = warning ] || [ "$status" = 75 ]; then
     roadwork_requeue && status=0
-  elif [ "$(roadwork_newest)" != "$before" ]; then
-    # A rank or a node was lost. Without a newer checkpoint the next launch would end in the same way.
-    roadwork_say "$stage failed with status $status after a checkpoint of this launch: ${ROADWORK_RUN_DIR}/logs says why"
+  elif [ "$(roadwork_kept)" != "$before" ]; then
+    # A rank or a node was lost. Where nothing was added to what is kept, the next launch would end in the same way.
+    roadwork_say "$stage failed with status $status after it had come further: ${ROADWORK_RUN_DIR}/logs says why"
     roadwork_requeue && status=0
   else
     roadwork_say "$stage failed with status $status: ${ROADWORK_RUN_DIR}/logs says why"

@@ -1,0 +1,64 @@
+"""Whether the batch shell puts a failed job back: programs on the PATH stand for Slurm's, so no cluster is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import ROOT, environment
+
+SCONTROL = """#!/usr/bin/env bash
+case $1 in
+  requeue) echo "$2" >> "$NOTES/requeued" ;;
+  show) [ "$2" = hostnames ] && echo localhost || echo " NodeAddr=127.0.0.1 Reason=None " ;;
+esac
+"""
+SRUN = """#!/usr/bin/env bash
+mkdir -p "$(dirname "$MADE")" && [ "$MADE" != /dev/null ] && echo more >> "$MADE"
+exit "$STATUS"
+"""
+
+
+def job(stage: str, folder: Path, made: str, status: int = 1) -> tuple[int, bool, str]:
+    """Run a stage's job whose ranks leave a file in the run folder and end with a status: (status, requeued, output)."""
+    programs = folder / "programs"
+    programs.mkdir(exist_ok=True)
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    notes = folder / "requeued"
+    notes.unlink(missing_ok=True)
+    given = environment(
+        PATH=f"{programs}:{os.environ['PATH']}", PYTHON=sys.executable, NOTES=str(folder), STATUS=str(status),
+        MADE=str(folder / "run" / made) if made else "/dev/null", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n0",
+        SLURM_JOB_NUM_NODES="1",
+    )  # fmt: skip
+    script = f"source launch/slurm/launch.sh; roadwork_job {stage} --run.dir={folder / 'run'}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=given, capture_output=True, text=True, timeout=300)
+    return done.returncode, notes.exists(), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "made"),
+    [("pseudo_masks", "masks/photo.png"), ("dora_folds", "folds/prefix/chunk-00000"),
+     ("predict", "parts/test-rank-00000.jsonl"), ("pretrain", "checkpoints/step-00000002/COMPLETE")],
+)  # fmt: skip
+def test_a_lost_rank_puts_the_job_back_once_it_has_come_further(stage: str, made: str, tmp_path: Path) -> None:
+    status, requeued, output = job(stage, tmp_path, made)
+    assert requeued and status == 0, output
+    assert "after it had come further" in output
+
+
+def test_a_job_that_comes_no_further_stays_down(tmp_path: Path) -> None:
+    job("pseudo_masks", tmp_path, "masks/photo.png")
+    status, requeued, output = job("pseudo_masks", tmp_path, "logs/pseudo_masks-rank-0000.log")
+    assert not requeued and status == 1, output
+
+
+def test_a_job_that_is_done_is_not_put_back(tmp_path: Path) -> None:
+    status, requeued, output = job("pseudo_masks", tmp_path, "masks/photo.png", status=0)
+    assert not requeued and status == 0 and "pseudo_masks is done" in output
