@@ -46,13 +46,13 @@ def plain_engine(config: Config) -> Engine:
     return Engine(accelerator, 0, 1, 0, torch.device("cpu"), False, config.engine.timeout_s)
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", name="shards")
+def sheets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("sheets") / "shards", {"train": 21, "val": 10})
 
 
-@pytest.fixture
-def trainer(shards: Path, tmp_path: Path) -> Iterator[Make]:
+@pytest.fixture(name="trainer")
+def make_trainer(shards: Path, tmp_path: Path) -> Iterator[Make]:
     """Make a trainer of the run folder tmp_path/run, or resume it; what is still open at the end is closed."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     made: list[Trainer] = []

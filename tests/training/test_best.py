@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from roadwork.training import folds
-from tests.training.small_trainer import Make, options, shards, trainer  # noqa: F401 - fixtures
+from tests.training.small_trainer import Make, make_trainer, options, sheets  # noqa: F401 - fixtures
 
 
 def weights(run: Path) -> bytes:
