@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from benchmarks.fairness import pretrained_lite0
+from benchmarks.results import save
 from roadwork.data.images import decode_photo
 from roadwork.data.index import ShardIndex
 from roadwork.data.record import Rejected, parse_label
@@ -188,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--view-size", type=int, default=128)
     parser.add_argument("--max-views", type=int, default=6)
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    parser.add_argument("--save", action="store_true", help="keep a dated result in benchmarks/results")
     options = parser.parse_args(argv)
     if not options.csv.is_file():
         parser.error(f"--csv {options.csv}: no such file; give a CSV with the header path,label")
@@ -200,9 +202,19 @@ def main(argv: list[str] | None = None) -> int:
         runs.append(json.loads(kept.read_text()))
         if not options.json:
             print(json.dumps({k: v for k, v in runs[-1].items() if not isinstance(v, list)}), flush=True)
-    scores = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in ("line_mcc", "plain_mcc")}
-    print(json.dumps({"benchmark": "photographs", "splits": len(runs), **scores, **difference(runs)}))
+    labels = [label for _, label in photos_of(source).values()]
+    found = summary(runs) | {"photos": len(labels), "positives": sum(labels)}
+    if options.save:
+        save("photographs", found, "python -m benchmarks.photographs --csv FILE --out DIR")
+    print(json.dumps(found))
     return 0
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, the paired difference, and each seed without its photos' answers."""
+    scores = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in ("line_mcc", "plain_mcc")}
+    short = [{k: v for k, v in run.items() if not isinstance(v, list)} for run in runs]
+    return {"benchmark": "photographs", "splits": len(runs), **scores, **difference(runs), "runs": short}
 
 
 if __name__ == "__main__":
