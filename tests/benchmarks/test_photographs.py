@@ -150,7 +150,7 @@ def test_pixels_are_normalised_as_the_weights_expect() -> None:
     grey = torch.full((1, 3, 2, 2), 124, dtype=torch.uint8)
     found = Plain.normalised(grey)
     expected = [(124 / 255 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
-    assert found[0, :, 0, 0].tolist() == pytest.approx(expected)
+    assert found[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_finished_seeds_are_kept_and_the_last_line_is_the_result(
