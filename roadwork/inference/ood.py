@@ -113,7 +113,7 @@ class TrainingDistribution:
         digest = hashlib.blake2b(digest_size=16)
         for one in neighbours:
             # Rounded: another number of processes may change the last bits of a feature.
-            digest.update(np.round(one.features.mean(axis=0) / one.threshold, 3).tobytes())
+            digest.update(np.round(_relative(one.features.mean(axis=0), one.threshold), 3).tobytes())
         return cls(neighbours, ShrunkGaussian.fit(depths[-1]), len(depths[0]), digest.hexdigest())
 
     def distances(self, depths: tuple[np.ndarray, ...]) -> np.ndarray:

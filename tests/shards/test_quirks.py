@@ -31,7 +31,7 @@ def turned(orientation: int) -> bytes:
 def bomb() -> bytes:
     data = bytearray(encode(scene(1, 64, 64)))
     at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", 30_000, 30_000)
+    data[at : at + 4] = struct.pack(">HH", 12_500, 12_500)
     return bytes(data)
 
 
@@ -74,13 +74,13 @@ REPAIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "turned": ("image_exif_rotated", {"image": picture(turned(6))}),
 }
 REJECTED: dict[str, tuple[str, dict[str, Any]]] = {
-    "label of another task": ("label_outside_0_1: 2", {"label": 2}),
+    "label of another task": ("label_outside_0_1: 2.0", {"label": 2}),
     "half a label": ("label_outside_0_1: 0.5", {"label": 0.5}),
     "no photo": ("no_image", {"image": None}),
     "no bytes": ("no_image", {"image": picture(b"")}),
     "cut photo": ("truncated_image", {"image": picture(encode(scene(1, 320, 240))[:6000])}),
     "text for a photo": ("not_an_image", {"image": picture(b"<html>404</html>")}),
-    "bomb": ("too_many_pixels: 30000x30000, 150000000 are allowed", {"image": picture(bomb())}),
+    "bomb": ("too_many_pixels: 12500x12500, 150000000 are allowed", {"image": picture(bomb())}),
     "speck": ("too_small: 8x8, sides of at least 16 are needed", {"image": picture(encode(scene(1, 64, 64)[:8, :8]))}),
 }
 
