@@ -284,9 +284,11 @@ _DESCRIPTIONS = (
 
 def _describe(rng: np.random.Generator, masks: Image) -> tuple[str, str]:
     """(scene_description, travel_alteration) of a positive."""
-    bits = [name for k, name in enumerate(MASK_CLASSES) if (masks & (1 << k)).any()]
+    seen = int(np.bitwise_or.reduce(masks, axis=None))
+    bits = [name for k, name in enumerate(MASK_CLASSES) if seen >> k & 1]
     things = ", ".join(f"{name}s" if name != "equipment" else name for name in bits)
-    column = float(np.nonzero(masks)[1].mean())
+    covered = np.count_nonzero(masks, axis=0)
+    column = float(covered @ np.arange(len(covered)) / covered.sum())
     where = "on the left" if column < 480 else "on the right" if column > 800 else "ahead"
     traffic = str(rng.choice(["Partially Blocked", "Lane Shift", "Fully Blocked", "None"], p=[0.6, 0.2, 0.1, 0.1]))
     told = traffic.lower() if traffic != "None" else "open"
@@ -346,7 +348,8 @@ def _encoded(job: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     index, seed = job
     cv2.setNumThreads(1)
     photo = draw(index, seed)
-    _, jpeg = cv2.imencode(".jpg", photo.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    bgr = cv2.cvtColor(photo.rgb, cv2.COLOR_RGB2BGR)
+    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     _, png = cv2.imencode(".png", photo.masks, _PNG)
     name = f"street_{seed}_{index:07d}.jpg"
     return photo.split, {**photo.row, "image": {"bytes": jpeg.tobytes(), "path": name}, "masks": png.tobytes()}

@@ -42,7 +42,7 @@ class Pen:
         self._grain: Floats | None = None
 
     def _pixels(self, points: Points) -> NDArray[np.int32]:
-        return np.round(np.asarray(points, np.float64) * self.scale * 16).astype(np.int32)
+        return np.rint(np.asarray(points, np.float64) * self.scale * 16).astype(np.int32)
 
     def poly(self, points: Points, colour: Colour) -> None:
         pixels = self._pixels(points)
@@ -57,6 +57,13 @@ class Pen:
 
     def disc(self, x: float, y: float, r: float, colour: Colour) -> None:
         self.ellipse(x, y, r, r, colour)
+
+    def discs(self, centres: NDArray[np.float64], r: float, colours: Sequence[Colour]) -> None:
+        """Discs of one size over each other; centres [n, 2]."""
+        outlines = self._pixels(centres[:, None] + _CIRCLE * (r, r))
+        for outline, colour in zip(outlines, colours, strict=True):
+            cv2.fillPoly(self.rgb, [outline], colour, cv2.LINE_8, 4)
+            cv2.fillPoly(self.alpha, [outline], 255, cv2.LINE_8, 4)  # type: ignore[call-overload]
 
     def line(self, points: Points, width: float, colour: Colour) -> None:
         """A stroke with round ends; `width` in units of the height."""
@@ -114,9 +121,21 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, 
 
 def vary(rng: np.random.Generator, colour: Colour, spread: float = 10.0) -> Colour:
     """`colour` with a random change of brightness and, less, of tint."""
-    shift = rng.normal(0, spread) + rng.normal(0, spread / 3, 3)
-    red, green, blue = (min(255, max(0, int(c + s))) for c, s in zip(colour, shift, strict=True))
+    return _shifted(colour, spread, rng.standard_normal(4).tolist())
+
+
+def _shifted(colour: Colour, spread: float, normals: Sequence[float]) -> Colour:
+    """`colour` changed by four standard normal numbers: one for all channels, then one for each."""
+    bright, *tints = normals
+    red, green, blue = (
+        min(255, max(0, int(c + (spread * bright + spread / 3 * tint)))) for c, tint in zip(colour, tints, strict=True)
+    )
     return red, green, blue
+
+
+def vary_many(normals: NDArray[np.float64], colour: Colour, spread: float) -> list[Colour]:
+    """`vary` for each row of standard normal numbers [n, 4]."""
+    return [_shifted(colour, spread, row) for row in normals.tolist()]
 
 
 def pick(rng: np.random.Generator, colours: Sequence[Colour], spread: float = 8.0) -> Colour:
