@@ -108,7 +108,8 @@ def _mcc_rows(tables: Array) -> Array:
     sides = np.stack([tp + fp, tp + fn, tn + fp, tn + fn])
     scale = np.sqrt(sides.prod(axis=0))
     filled = (sides > 0).all(axis=0)
-    return np.where(filled, (tp * tn - fp * fn) / np.where(filled, scale, 1.0), 0.0)
+    # Rounding of weighted counts may lead a hair beyond 1.
+    return np.where(filled, np.clip((tp * tn - fp * fn) / np.where(filled, scale, 1.0), -1.0, 1.0), 0.0)
 
 
 def _ratio_rows(over: Array, under: Array) -> Array:

@@ -54,6 +54,13 @@ def test_nothing_that_is_written_is_nan_and_every_interval_holds_its_order(rows:
     assert (found["mcc_interval"] is None) == (found["groups"] < 2)
 
 
+def test_a_perfect_answer_has_an_interval_that_ends_at_one() -> None:
+    """Weights of a prior are no whole numbers, and their products round: 1.0000000000000002 is no MCC."""
+    label, group = [0] * 6 + [1], ["a"] * 5 + ["b", "a"]
+    found = metrics.summary(label, np.array(label, dtype=float), group, prior=0.5, n=30)
+    assert found["mcc_at_prior_interval"][1] <= 1.0
+
+
 @settings(max_examples=60)
 @given(both_classes)
 def test_swapping_the_classes_swaps_the_table_and_keeps_the_mcc(rows: list) -> None:
