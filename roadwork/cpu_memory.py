@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc serve large tensors from its heap and never give the heap back; True where it does so now.
 
     By default each large tensor is mapped anew and unmapped when it is freed, so that every step of a training loop has
-    the kernel clear the same pages again: a tenth of a step of a small net. The price is that the process keeps its peak.
+    the kernel clear the same pages again. The price is that the process keeps its peak.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 class _CpuBackward(torch.autograd.Function):
     """conv2d whose gradients are computed in fp32, that of the weight tap by tap where the map is smaller than the kernel.
 
-    oneDNN has no fast kernel for the weight gradient of most depthwise convolutions in bf16 (672 channels of 8x8, 5x5
-    stride 2, 64 views on one core with AVX-512: 369 ms, 15 ms by way of fp32), and on AVX2 not in fp32 either where most
-    taps reach over the border (1,152 channels of 4x4, 5x5, 32 views: 77 ms, 8 ms tap by tap).
+    oneDNN has no fast kernel for the weight gradient of most depthwise convolutions in bf16, and on AVX2 not in fp32
+    either where most taps reach over the border.
     """
 
     @staticmethod

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from roadwork.data.record import (
     DAYTIME,
+    REQUIRED_COLUMNS,
     SCENE,
     WEATHER,
     Record,
@@ -35,18 +36,7 @@ anything = st.one_of(
     st.lists(st.one_of(st.floats(), st.text(max_size=5), st.none()), max_size=4),
     st.sampled_from(["[", "]", "[39.0, -86.0]", "(1,)", "['Sunny', None]", "[[1, 2], [3, 4]]", "9" * 400, "{}", "nan"]),
 )
-COLUMNS = (
-    "id",
-    "label",
-    "gps",
-    "city_name",
-    "scene_description",
-    "video_info.vid_id",
-    "scene_level_tags.daytime",
-    "scene_level_tags.scene_environment",
-    "scene_level_tags.weather",
-    "scene_level_tags.travel_alteration",
-)
+COLUMNS = sorted({*REQUIRED_COLUMNS, "scene_level_tags.travel_alteration"} - {"image"})
 
 
 BASE = row(1)
