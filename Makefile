@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/python launch/pipeline.py --config launch/configs/demo.yaml --run.dir $(RUN) --data.shards $(RUN)/shards
 
 test: install
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -54,14 +54,13 @@ def run_pipeline(config: Config) -> None:
     before = ""
     for stage in stages_of(config):
         before = _digest(config, stage, before)
-        marker = folder / "stages" / f"{stage}.json"
-        if _done(marker, before):
+        if _done(config, stage, before):
             _say(f"{stage}: done before, kept")
             continue
         began = time.monotonic()
         _run(stage, _command(config, stage, options), config)
         spent = time.monotonic() - began
-        marker.write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
+        _marker(config, stage).write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
         _say(f"{stage}: done in {spent:.0f} s")
     for line in _summary(folder, Path(config.data.shards)):
         _say(line)
@@ -73,11 +72,32 @@ def _digest(config: Config, stage: str, before: str) -> str:
     return hashlib.sha256(json.dumps([stage, relevant, before], sort_keys=True).encode()).hexdigest()
 
 
-def _done(marker: Path, digest: str) -> bool:
+def _done(config: Config, stage: str, digest: str) -> bool:
+    """Whether a stage ended with these options and what later stages read of it is still there."""
     try:
-        return json.loads(marker.read_text())["digest"] == digest
+        marked = json.loads(_marker(config, stage).read_text())["digest"]
     except (OSError, ValueError, KeyError):
         return False
+    return marked == digest and all(path.exists() for path in _products(config, stage))
+
+
+def _marker(config: Config, stage: str) -> Path:
+    return Path(config.run.dir) / "stages" / f"{stage}.json"
+
+
+def _products(config: Config, stage: str) -> list[Path]:
+    """What a finished stage leaves for the stages after it, or for the user."""
+    run, shards = Path(config.run.dir), Path(config.data.shards)
+    return {
+        "shards": [shards / "manifest.json"],
+        "pseudo_masks": [masks_folder(config)],
+        "shard_masks": [shards / "manifest.json"],
+        "find_lr": [run / "lr_finder.json"],
+        "pretrain": [run / "best" / "model.safetensors", run / "metrics.jsonl"],
+        "dora_folds": [run / "folds" / f"fold-{fold}" / "COMPLETE" for fold in range(config.folds.num_folds)],
+        "predict": [run / "predictions.csv", run / "model"],
+        "evaluate": [run / "report" / "index.html"],
+    }.get(stage, [])
 
 
 def _command(config: Config, stage: str, options: Path) -> list[str]:
@@ -179,6 +199,6 @@ def describe(config: Config) -> None:
     folder, before = Path(config.run.dir), ""
     for stage in stages_of(config):
         before = _digest(config, stage, before)
-        state = "done" if _done(folder / "stages" / f"{stage}.json", before) else "to do"
+        state = "done" if _done(config, stage, before) else "to do"
         command = " ".join(_command(config, stage, folder / "stages" / "pipeline.yaml")[1:])
         _say(f"{stage}: {state}  {command}")

@@ -21,6 +21,15 @@ settings.register_profile("tests", deadline=None)  # nothing may depend on how f
 settings.load_profile("tests")
 
 
+LONG = ("slurm/test_slurm", "faults/test_signals", "distributed/test_pretrain", "faults/", "distributed/", "test_processes")
+"""Files that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files begin first: one that begins last keeps one core waiting for minutes."""
+    items.sort(key=lambda item: next((i for i, part in enumerate(LONG) if part in item.nodeid), len(LONG)))
+
+
 @pytest.fixture
 def launch() -> Iterator[Launch]:
     """Run a script under `accelerate launch` to its end; whatever still runs when the test ends is killed."""

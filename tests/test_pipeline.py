@@ -1,5 +1,8 @@
 """All stages in order: what each would run."""
 
+import json
+
+from roadwork import pipeline
 from roadwork.command_line import parse
 from roadwork.pipeline import describe
 
@@ -16,3 +19,20 @@ def test_fairness_has_nothing_to_measure_on_real_photos(capsys, tmp_path):
     options = ["--run.dir", str(tmp_path), "--pipeline.stages", "[fairness]", "--pipeline.source", "csv:photos.csv"]
     describe(parse("pipeline", options).config)
     assert "benchmarks.fairness" not in capsys.readouterr().out
+
+
+def test_a_stage_whose_product_is_gone_is_to_be_run_again(capsys, tmp_path):
+    config = parse("pipeline", ["--run.dir", str(tmp_path), "--pipeline.stages", "[pretrain,evaluate]"]).config
+    before = ""
+    for stage in ("pretrain", "evaluate"):
+        before = pipeline._digest(config, stage, before)
+        pipeline._marker(config, stage).parent.mkdir(exist_ok=True)
+        pipeline._marker(config, stage).write_text(json.dumps({"digest": before}))
+        for path in pipeline._products(config, stage):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    describe(config)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["done", "done"]
+    (tmp_path / "best" / "model.safetensors").unlink()
+    describe(config)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["to", "done"]

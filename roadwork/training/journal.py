@@ -16,6 +16,7 @@ from roadwork.data.index import ShardIndex
 from roadwork.monitoring.board import Board
 from roadwork.monitoring.runlog import RunLog
 from roadwork.training.atomic import write_atomic
+from roadwork.training.validation import Scores
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,24 @@ class Journal:
         with self.board() as board:
             board.record(record)
 
-    def validation(self, record: dict[str, Any]) -> None:
-        """One validation."""
-        self._append("validation", record)
+    def validation(self, step: int, scores: Scores, distance: float | None) -> None:
+        """One validation; `distance`: of the average from the weights, relative."""
+        from roadwork.evaluation import plots
+
+        low, high = scores.interval
+        figures = {"val/mcc": scores.mcc, "val/loss": scores.loss, "val/mcc_low": low, "val/mcc_high": high}
+        with self.board() as board:
+            board.scalars(step, figures | ({} if distance is None else {"train/ema_distance": distance}))
+            board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
+            board.figures(
+                step,
+                {
+                    "val/confusion": plots.confusion_figure(scores.label, scores.probability),
+                    "val/reliability": plots.reliability_figure(scores.label, scores.probability),
+                },
+            )
+        self._append("validation", {"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
+        log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, low, high)
 
     def spike(self, record: dict[str, Any]) -> None:
         """One loss that stands out, with the photos of its step."""

@@ -11,9 +11,15 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
 
 from roadwork.engine import Engine
 from roadwork.errors import UserError
@@ -21,11 +27,17 @@ from roadwork.errors import UserError
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
+class Stopped(Exception):
+    """All ranks left an optimizer step unfinished: weights and optimizer are still those of the step before."""
+
+
 class StopRequest:
-    """Remembers SIGTERM, SIGUSR2 and SIGINT; the loop asks at each step boundary, so that all ranks stop at the same one."""
+    """Remembers SIGTERM, SIGUSR2 and SIGINT; the loop asks between micro-batches, so that all ranks stop at the same one."""
 
     def __init__(self) -> None:
         self.received: int = 0
+        self._nothing_unsaved = False
+        self._group: Any = None
 
     def install(self) -> StopRequest:
         """Handle the signals in this process. A handler only sets a flag: saving inside one could tear anything."""
@@ -35,6 +47,44 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if self._nothing_unsaved:
+            self._leave()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, nothing is unsaved and no word between ranks is possible: a signal ends this process with status 0."""
+        self._nothing_unsaved = True
+        try:
+            if self.received:
+                self._leave()
+            yield
+        finally:
+            self._nothing_unsaved = False
+
+    def _leave(self) -> NoReturn:
+        os.write(2, f"signal {self.received}: left at once, nothing was unsaved\n".encode())
+        os._exit(0)
+
+    def join(self, engine: Engine) -> None:
+        """Make `anywhere` possible between processes. Collective.
+
+        The votes go over the host network: on the device they would wait for its whole queue.
+        """
+        if engine.world_size == 1:
+            return
+        try:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=engine.timeout_s))
+        except RuntimeError as error:
+            raise UserError(
+                f"ranks cannot reach each other over gloo ({error}); set GLOO_SOCKET_IFNAME to the interface that joins the nodes"
+            ) from None
+
+    def anywhere(self) -> bool:
+        """Whether any rank was asked to stop: the same answer on all. Collective; no device waits."""
+        vote = torch.tensor(float(bool(self.received)))
+        if self._group is not None:
+            dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(vote)
 
 
 class RunLock:

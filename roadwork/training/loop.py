@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,13 @@ from roadwork.training.counters import Counters
 from roadwork.training.curvature import sampled_loss, update_curvature
 from roadwork.training.ema import Average
 from roadwork.training.journal import Journal
-from roadwork.training.liveness import Heartbeat, StopRequest, lock_run
+from roadwork.training.liveness import Heartbeat, Stopped, StopRequest, lock_run
 from roadwork.training.masters import Masters
 from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.spikes import Spikes
-from roadwork.training.validation import Scores, validate
+from roadwork.training.validation import validate
 
 log = logging.getLogger(__name__)
 _EXPERTS_EVERY = 10
@@ -66,6 +67,10 @@ class Trainer:
             mend_folder(self.folder / "best")
         self.steps_total = data.steps
         self.micro_steps = options.accumulation(config, engine.world_size)
+        if self.micro_steps > 1:
+            self.stop.join(engine)
+        self.compiled: set[str] = set()
+        self.saved_step = 0  # what no step changed needs no checkpoint
         self.heart = Heartbeat(self.folder, engine.rank, engine.world_size, config.engine.timeout_s)
         self._build(made)
         self.counters = Counters() if subfolder else self._resume()
@@ -108,6 +113,7 @@ class Trainer:
         stored = load_training_state(path, self.masters, self.average)
         counters = Counters(**{k: v for k, v in stored.items() if k in Counters.__dataclass_fields__})
         counters.check_order(fresh, path)
+        self.saved_step = counters.step
         ended_early = bool(config.training.patience) and counters.stale_validations >= config.training.patience
         counters.finished = counters.finished and (ended_early or counters.step >= self.steps_total)
         log.info("resumed from %s", path)
@@ -145,7 +151,10 @@ class Trainer:
             if self._stale():
                 log.info("no better MCC in %d validations: stopped early at step %d", training.patience, step)
                 return False
-            record, stop = self.optimizer_step(step, batches)
+            try:
+                record, stop = self.optimizer_step(step, batches)
+            except Stopped:
+                return self._leave()
             counters.step = step + 1
             self.journal.record(record)
             figures = {"loss": record["loss"], **({"best MCC": counters.best_mcc} if counters.best_step >= 0 else {})}
@@ -169,15 +178,22 @@ class Trainer:
         return bool(patience) and self.counters.stale_validations >= patience
 
     def _leave(self) -> bool:
-        """A signal came: save, wait until the checkpoint is complete. Collective; always True."""
+        """A signal came: save what is not, wait until the checkpoint is complete. Collective; always True."""
         step = self.counters.step
-        self._save()
+        if self.saved_step != step:
+            self._save()
         if self.checkpoints.wait():
-            log.warning("signal %s: checkpoint of step %d is complete", self.stop.received or "on a peer", step)
+            saved = f"checkpoint of step {step} is complete" if step else "no step was made"
+            log.warning("signal %s: %s", self.stop.received or "on a peer", saved)
         return True
 
     def optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], bool]:
-        """All micro-batches of one optimizer step; returns its line for metrics.jsonl and whether to stop."""
+        """All micro-batches of one optimizer step; returns its line for metrics.jsonl and whether to stop.
+
+        Raises:
+            Stopped: on all ranks, between two micro-batches, where a signal came to any: a step can take longer than the
+                launcher's patience.
+        """
         began, engine = time.perf_counter(), self.engine
         rate = self._set_learning_rate(step)
         # Dropout is keyed by step and rank: there is no generator state to save, and a resumed run draws the same.
@@ -193,12 +209,26 @@ class Trainer:
             seen += int((batch.weight > 0).sum())
             unreadable += batch.skipped
             self.heart.beat(step, "forward")
-            sums += self._micro_step(step, micro, batch, counts)
+            with self._first_use("training"):
+                sums += self._micro_step(step, micro, batch, counts)
+            if micro < self.micro_steps - 1 and self.stop.anywhere():
+                raise Stopped
         self.heart.beat(step, "reducing the log")
         record, stop = self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, len(unreadable)))
         if record["skipped_samples"]:
             self._note_unreadable(unreadable)
         return record, stop
+
+    @contextmanager
+    def _first_use(self, graph: str) -> Iterator[None]:
+        """Around what compiles: that can take longer than a launcher's patience, and all is saved when it begins."""
+        if not self.config.model.compile or graph in self.compiled:
+            yield
+            return
+        self.heart.beat(self.counters.step, "compiling")
+        with self.stop.at_once():
+            yield
+        self.compiled.add(graph)
 
     def _note_unreadable(self, photos: list[tuple[str, str]]) -> None:
         """Name photos that did not decode, once, and stop every rank where they are too many. Collective."""
@@ -364,6 +394,9 @@ class Trainer:
             False where a stop signal cut it short: nothing is then counted, and a relaunch validates again.
         """
         counters, step = self.counters, self.counters.step
+        if self.config.model.compile and "validation" not in self.compiled:
+            self._save()
+            self.checkpoints.wait()
         self.heart.beat(step, "validation")
         whole = self.average.whole() if self.average is not None else None
 
@@ -371,7 +404,7 @@ class Trainer:
             self.heart.beat(step, "validation")
             return bool(self.stop.received)
 
-        with self.masters.showing(whole):
+        with self.masters.showing(whole), self._first_use("validation"):
             loader = self.data.val_loader(self.engine, self.config)
             scores = validate(
                 self.engine,
@@ -392,7 +425,7 @@ class Trainer:
             counters.stale_validations += 1
         distance = self.average.distance() if self.average is not None else None
         if self.engine.is_main:
-            self._show_validation(scores, distance)
+            self.journal.validation(step, scores, distance)
         if scores.skipped:  # the same on every rank
             self._note_unreadable(scores.skipped)
         return True
@@ -424,26 +457,6 @@ class Trainer:
                 counters.stale_validations = stale
                 self._save()
 
-    def _show_validation(self, scores: Scores, distance: float | None) -> None:
-        from roadwork.evaluation import plots
-
-        step, (low, high) = self.counters.step, scores.interval
-        with self.journal.board() as board:
-            board.scalars(
-                step, {"val/mcc": scores.mcc, "val/loss": scores.loss, "val/mcc_low": low, "val/mcc_high": high}
-            )
-            board.scalars(step, {} if distance is None else {"train/ema_distance": distance})
-            board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
-            board.figures(
-                step,
-                {
-                    "val/confusion": plots.confusion_figure(scores.label, scores.probability),
-                    "val/reliability": plots.reliability_figure(scores.label, scores.probability),
-                },
-            )
-        self.journal.validation({"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
-        log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, *scores.interval)
-
     def _finish(self) -> None:
         counters = self.counters
         if counters.validated_step != counters.step and not self._validate():
@@ -461,6 +474,7 @@ class Trainer:
         with self.journal.board() as board:
             board.flush()
         self.checkpoints.save(step, self.masters, self.average, asdict(self.counters))
+        self.saved_step = step
         with self.journal.board() as board:
             board.scalars(step, {"perf/checkpoint_stall_s": time.perf_counter() - began})
 

@@ -17,6 +17,7 @@ from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.monitoring.progress import Progress
 from roadwork.training.atomic import write_atomic
+from roadwork.training.liveness import Stopped
 from roadwork.training.loop import Trainer
 from roadwork.training.masters import Masters
 from roadwork.training.parts import build_data, build_model
@@ -94,6 +95,8 @@ def find_learning_rate(config: Config) -> RangeTest:
             progress.update(step + 1, config.training.global_batch, {"lr": rate, "loss": record["loss"]})
             if test.add(rate, record["loss"]) or stop:
                 break
+    except Stopped:
+        pass  # nothing of the run was touched; the curve so far is written
     finally:
         progress.close()
         loader.close()

@@ -47,9 +47,17 @@ def test_stopped_twice_and_damaged_it_ends_as_if_nothing_had_happened(
     torn = launch(DRILL, plan({"step": 4, "where": "writing", "rank": 0, "do": "SIGKILL"}), *common)
     assert torn.status != 0 and complete(run) == ["step-00000002"]
     assert (run / "checkpoints" / "step-00000004" / "master.safetensors").is_file()
-    # SIGTERM reaches one rank alone while step 4 is saved: both finish step 5, save it and leave with 0.
+    # While blocks compile a signal ends both ranks at once: nothing is unsaved.
+    compiling = [{"step": 2, "rank": rank, "do": "SIGTERM"} for rank in range(2)]
+    ended_well(launch(DRILL, plan(*compiling), *common, "--model.compile=true"))
+    assert complete(run) == ["step-00000002"]
+    # SIGTERM reaches one rank alone while step 4 is saved: both leave step 5 after its first micro-batch, with 0.
     term = {"step": 4, "where": "saving", "rank": 1, "do": "SIGTERM"}
     ended_well(launch(DRILL, plan(term), *common))
+    assert complete(run)[-1] == "step-00000004" and not counters(run, 4)["finished"]
+    # In the last micro-batch of a step: that step is finished and saved.
+    last = {"step": 4, "micro": 1, "rank": 1, "do": "SIGTERM"}
+    ended_well(launch(DRILL, plan(last), *common))
     assert complete(run)[-1] == "step-00000005" and not counters(run, 5)["finished"]
 
     # Half-written things that a kill can leave: ignored, mended, removed.

@@ -17,7 +17,7 @@ from tests.inference.small_run import make
 from tests.launching import TINY, require
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 STEPS = 20
 OPTIONS = [
     *TINY, "--engine.threads=1", f"--training.max_steps={STEPS}", "--checkpoint.every_steps=4",

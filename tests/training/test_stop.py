@@ -1,0 +1,67 @@
+"""A stop signal: where the ranks leave, what is saved then, and that a relaunch ends where an uninterrupted run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from roadwork.training.checkpoint import complete_checkpoints
+from roadwork.training.loop import Trainer
+from tests.training.small_trainer import Make, make_trainer, sheets  # noqa: F401 - fixtures
+
+
+class Signalled(Trainer):
+    """Gets a SIGTERM as a micro-batch begins."""
+
+    at = (3, 0)
+
+    def _micro_step(self, step: int, micro: int, *given: Any) -> Any:
+        if (step, micro) == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super()._micro_step(step, micro, *given)
+
+
+@pytest.mark.parametrize(("at", "saved"), [((3, 0), 3), ((3, 1), 4), ((0, 0), 0)])
+def test_a_step_is_left_between_micro_batches_and_made_again(
+    trainer: Make, tmp_path: Path, at: tuple[int, int], saved: int
+) -> None:
+    kind = type("At", (Signalled,), {"at": at})
+    stopped = trainer(kind=kind)
+    counters = stopped.run()
+    assert counters.step == saved and not counters.finished
+    names = [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ([f"step-{saved:08d}"] if saved else [])
+    again = trainer()
+    assert again.run().finished
+    whole = trainer(run=tmp_path / "whole")
+    whole.run()
+    for name, parameter in whole.masters.parameters.items():
+        assert torch.equal(parameter, again.masters.parameters[name]), name
+
+
+ONE = """
+import os, signal, sys
+from roadwork.training.liveness import StopRequest
+stop = StopRequest().install()
+if "before" in sys.argv:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert stop.received == signal.SIGUSR2 and stop.anywhere()
+with stop.at_once():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("not reached")
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_where_nothing_is_unsaved_a_signal_ends_the_process_at_once(when: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ONE, when], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == ""
+    number = signal.SIGUSR2 if when == "before" else signal.SIGTERM
+    assert done.stderr == f"signal {number.value}: left at once, nothing was unsaved\n"
