@@ -44,6 +44,7 @@ class Words:
 
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
+    "build": Words((), ("--photos", "60", "--rounds", "1")),
     "fairness": Words(("--photos", "860"), ("--photos", "240")),  # the photos of the demo
     "folds": Words(("--run", "RUN", "--shards", "SHARDS"), ("--folds", "2", "--epochs", "2")),
     "loader": Words(("--shards", "SHARDS")),
@@ -65,6 +66,8 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     words = ARGUMENTS.get(name, Words())
     places = {"RUN": options.run, "SHARDS": options.shards or f"{options.run}/shards"}
     chosen = [*words.always, *(words.quick if options.quick else ())]
+    if name == "loader" and options.peers_venv:
+        chosen += ["--peers-venv", options.peers_venv]
     return ["-m", f"benchmarks.{name}", *(places.get(word, word) for word in chosen), "--json"]
 
 
@@ -96,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="small forms, to see that everything runs")
     p.add_argument("--run", default="runs/demo", help="run folder with best/ and folds/")
     p.add_argument("--shards", help="default: RUN/shards")
+    p.add_argument("--peers-venv", help="environment of `litdata` and `streaming`, for the loader")
     p.add_argument("--results", type=Path, default=RESULTS, help="folder of the dated results")
     return p
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import run_all
+from benchmarks import build, run_all
 from benchmarks.ablation_variants import BASE, CLAIMS, VARIANTS
 from benchmarks.fairness import (
     Drawn,
@@ -143,12 +143,12 @@ def test_the_last_line_is_the_result_or_there_is_none(text: str, found: dict | N
 
 
 def test_folders_stand_where_a_benchmark_reads_them() -> None:
-    options = argparse.Namespace(run="runs/x", shards=None, quick=False)
+    options = argparse.Namespace(run="runs/x", shards=None, quick=False, peers_venv=None)
     assert run_all.command("tta", options) == [
         "-m", "benchmarks.tta", "--run", "runs/x", "--shards", "runs/x/shards", "--json",
     ]  # fmt: skip
-    quick = argparse.Namespace(run="runs/x", shards="elsewhere", quick=True)
-    assert "elsewhere" in run_all.command("loader", quick) and "--quick" in run_all.command("ablation", quick)
+    quick = argparse.Namespace(run="runs/x", shards="elsewhere", quick=True, peers_venv="peers")
+    assert {"elsewhere", "peers"} <= set(run_all.command("loader", quick)) and "--quick" in run_all.command("ablation", quick)
     assert run_all.names()[-1] == "ablation", "the long one is last"
 
 
@@ -252,3 +252,9 @@ def test_a_probe_finds_the_view_that_shows_it() -> None:
     x[..., 0] += torch.from_numpy(8.0 * (pixels > 0)).float()
     scores = probe(x[:100], pixels[:100], y[:100], np.arange(100) // 2, x[100:])
     assert ((scores > 0) == (y[100:] == 1)).mean() > 0.9
+
+
+def test_a_build_is_set_beside_bare_decoding_and_encoding():
+    found = build.run(photos=24, view_size=64, rounds=1)
+    assert found["ratio"] == pytest.approx(2 * found["ours"] / (found["limit_before"] + found["limit_after"]), rel=0.01)
+    assert found["drawn"] > 0 and found["photos"] == 24

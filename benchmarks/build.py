@@ -1,0 +1,126 @@
+"""Photos per second of `shards.build` beside the limit of bare decoding and encoding.
+
+`python -m benchmarks.build [--photos 400] [--view-size 512] [--rounds 3] [--json]`
+
+Photos of the embedded benchmark, without masks, as the hub's are. `limit` is a bare loop in as many processes over bytes
+in memory: the photo decoded as the build decodes it, and its finished sheet of views encoded at the same quality, before
+and after each build. Reading, cutting, resizing, hashing, rows and tars are the build's own. `drawn` is the drawing of
+the photos themselves, with their masks and parquet files. Medians over rounds; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+
+from roadwork.data import street
+from roadwork.data.build import build
+from roadwork.data.encode import scaled_boxes, shrink_for
+from roadwork.data.images import Photo
+from roadwork.data.plan import BuildOptions
+from roadwork.data.views import compose_sheet, make_views, view_boxes
+
+DISTINCT = 16
+"""Photos that the bare loop repeats."""
+
+
+def draw(folder: Path, photos: int) -> tuple[list[bytes], float]:
+    """Parquet without masks in `folder`; returns the first encoded photos and the photos drawn per second."""
+    began = time.perf_counter()
+    files = street.write_parquet(folder, photos)
+    rate = photos / (time.perf_counter() - began)
+    first: list[bytes] = []
+    for path in files:
+        table = pq.read_table(path)
+        column = table.column("image").combine_chunks()
+        first += [row["bytes"] for row in column.slice(0, DISTINCT - len(first)).to_pylist()]
+        pq.write_table(table.drop_columns(["masks"]), path, row_group_size=100)
+    return first, rate
+
+
+def bare(photos: list[bytes], options: BuildOptions, rounds: int, gate: Any, out: Any) -> None:
+    """One process of the limit: decode each photo, encode the sheet that the build would make of it."""
+    jobs = []
+    for data in photos:
+        header = Photo(data)
+        boxes = view_boxes(header.width, header.height, options.view_size, options.max_views)
+        shrink = shrink_for(boxes, options.view_size)
+        rgb, _ = header.decode(shrink)
+        scaled = scaled_boxes(boxes, (header.width, header.height), rgb.shape)
+        jobs.append((data, shrink, compose_sheet(make_views(rgb, scaled, options.view_size))))
+    gate.wait()
+    began = time.perf_counter()
+    for _ in range(rounds):
+        for data, shrink, sheet in jobs:
+            Photo(data).decode(shrink)
+            simplejpeg.encode_jpeg(sheet, options.quality, "RGB", "420", fastdct=False)
+    out.put(rounds * len(jobs) / (time.perf_counter() - began))
+
+
+def limit(photos: list[bytes], options: BuildOptions, processes: int) -> float:
+    """Photos per second of bare loops, all processes together."""
+    context = multiprocessing.get_context("fork")
+    gate, out = context.Barrier(processes), context.Queue()
+    rounds = max(1, 96 // len(photos))
+    loops = [context.Process(target=bare, args=(photos, options, rounds, gate, out)) for _ in range(processes)]
+    for loop in loops:
+        loop.start()
+    found = [out.get() for _ in loops]
+    for loop in loops:
+        loop.join()
+    return float(sum(found))
+
+
+def run(photos: int, view_size: int, rounds: int) -> dict[str, Any]:
+    """Build `rounds` times, each between two measurements of the limit."""
+    processes = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        first, drawn = draw(Path(folder) / "source", photos)
+        ours, before, after, ratio = [], [], [], []
+        for number in range(rounds):
+            out = f"{folder}/shards-{number}"
+            options = BuildOptions(f"{folder}/source", out, view_size=view_size, processes=processes)
+            before.append(limit(first, options, processes))
+            ours.append(photos / build(options).encode_s)
+            after.append(limit(first, options, processes))
+            ratio.append(ours[-1] / np.mean([before[-1], after[-1]]))
+    figures = {"ours": ours, "limit_before": before, "limit_after": after, "ratio": ratio}
+    return {
+        "benchmark": "build", "photos": photos, "photo_size": "1280x720", "view_size": view_size,
+        "processes": processes, "rounds": rounds, "drawn": round(drawn, 2),
+        "seconds_to_draw_1000": round(1000 / drawn, 1),
+        **{name: round(float(statistics.median(values)), 3) for name, values in figures.items()},
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=400)
+    parser.add_argument("--view-size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    options = parser.parse_args(argv)
+    pa.set_cpu_count(1)
+    found = run(options.photos, options.view_size, options.rounds)
+    if not options.json:
+        for name, value in found.items():
+            print(f"{name:22} {value}")
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
