@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. They need Python 3.11 (or 3.12), g++ and git.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 RUN ?= runs/demo
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
@@ -10,9 +11,9 @@ export DS_SKIP_CUDA_CHECK := 1
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[demo,dev]"
 	touch $@
 
 demo: install

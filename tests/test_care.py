@@ -121,3 +121,13 @@ def test_every_dependency_is_used_or_said_not_to_be() -> None:
 
 def _imported(module: str, text: str) -> bool:
     return bool(re.search(rf"^\s*(import|from) {module}\b|import_module\(\"{module}\b", text, flags=re.M))
+
+
+def test_the_oldest_set_differs_in_torch_alone() -> None:
+    pins, oldest = (
+        set((ROOT / name).read_text().splitlines()[1:]) for name in ("constraints.txt", "constraints-oldest.txt")
+    )
+    differing = {line.partition("==")[0] for line in pins ^ oldest}
+    assert differing == {"torch", "torchvision"}
+    least = {line.strip().strip('",').replace(">=", "==") for line in (ROOT / "pyproject.toml").read_text().splitlines()}
+    assert {f"{line.rpartition('.')[0]}" for line in oldest - pins} <= least

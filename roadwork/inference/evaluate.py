@@ -209,23 +209,23 @@ def network_answers(
         workers=config.data.workers, bad_sample_budget=1.0, load_masks=False,
     )  # fmt: skip
     unreadable: list[str] = []
-    progress = Progress("evaluate", len(index), enabled=engine.is_main and config.monitoring.console)
-    for batch in loader:
-        there = (batch.weight > 0).tolist()
-        rows = batch.sample.tolist()
-        small = [challenge.open_picture(challenge.jpeg(challenge.centre_square(p))) for p in Photos(index, rows)]
-        batch = batch.to(engine.device)
-        outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
-        full = network.probabilities(outputs.logits).tolist()
-        alone = network.predict_batch(small, batch=config.predict.batch)
-        attention = outputs.attention.new_zeros(batch.view_mask.shape).scatter_add_(1, outputs.kept, outputs.attention)
-        weights = [row[:n] for row, n in zip(attention.tolist(), batch.view_mask.sum(1).tolist(), strict=True)]
-        for name, readable, p, q, seen in zip(batch.ids, there, full, alone, weights, strict=True):
-            prior = config.predict.prior  # without pixels the prior is all that is known
-            found.append((name, p if readable else prior, q if readable else prior, [round(w, 4) for w in seen]))
-            unreadable += [] if readable else [name]
-        progress.advance(len(batch.ids) * engine.world_size)
-    progress.close()
+    console = engine.is_main and config.monitoring.console
+    with Progress("evaluate", len(index), enabled=console) as progress:
+        for batch in loader:
+            there = (batch.weight > 0).tolist()
+            rows = batch.sample.tolist()
+            small = [challenge.open_picture(challenge.jpeg(challenge.centre_square(p))) for p in Photos(index, rows)]
+            batch = batch.to(engine.device)
+            outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
+            full = network.probabilities(outputs.logits).tolist()
+            alone = network.predict_batch(small, batch=config.predict.batch)
+            attention = outputs.attention.new_zeros(batch.view_mask.shape).scatter_add_(1, outputs.kept, outputs.attention)
+            weights = [row[:n] for row, n in zip(attention.tolist(), batch.view_mask.sum(1).tolist(), strict=True)]
+            for name, readable, p, q, seen in zip(batch.ids, there, full, alone, weights, strict=True):
+                prior = config.predict.prior  # without pixels the prior is all that is known
+                found.append((name, p if readable else prior, q if readable else prior, [round(w, 4) for w in seen]))
+                unreadable += [] if readable else [name]
+            progress.advance(len(batch.ids) * engine.world_size)
     found = engine.gather_object(found)
     if lost := sorted(engine.gather_object(unreadable)):
         notes.append(f"{len(lost)} photos could not be read and are answered with the prior: {', '.join(lost[:5])}")

@@ -155,16 +155,16 @@ class PrefixCache:
         loader = _loader(index, self.rows[wanted], model, config, config.predict.batch)
         waiting: list[dict[str, np.ndarray]] = []
         model.eval()
-        progress = Progress("dora_folds: encode", len(wanted), enabled=rank == 0 and config.monitoring.console)
-        for loaded in loader:
-            waiting.extend(self._encode(model, encoding, loaded))
-            progress.advance(len(loaded))
-            while todo and len(waiting) >= len(self.positions(todo[0])):
-                size = len(self.positions(todo[0]))
-                self._check_size(waiting[0], config.folds.cache_gib)
-                self._write(todo.pop(0), waiting[:size])
-                del waiting[:size]
-        progress.close()
+        console = rank == 0 and config.monitoring.console
+        with Progress("dora_folds: encode", len(wanted), enabled=console) as progress:
+            for loaded in loader:
+                waiting.extend(self._encode(model, encoding, loaded))
+                progress.advance(len(loaded))
+                while todo and len(waiting) >= len(self.positions(todo[0])):
+                    size = len(self.positions(todo[0]))
+                    self._check_size(waiting[0], config.folds.cache_gib)
+                    self._write(todo.pop(0), waiting[:size])
+                    del waiting[:size]
 
     @torch.inference_mode()
     def _encode(self, model: RoadworkDetector, encoding: Encoding, loaded: Batch) -> list[dict[str, np.ndarray]]:
