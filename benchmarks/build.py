@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
@@ -89,15 +88,16 @@ def run(photos: int, view_size: int, rounds: int) -> dict[str, Any]:
     processes = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         first, drawn = draw(Path(folder) / "source", photos)
-        ours, before, after, ratio = [], [], [], []
+        figures: dict[str, list[float]] = {"ours": [], "limit_before": [], "limit_after": [], "ratio": []}
         for number in range(rounds):
-            out = f"{folder}/shards-{number}"
-            options = BuildOptions(f"{folder}/source", out, view_size=view_size, processes=processes)
-            before.append(limit(first, options, processes))
-            ours.append(photos / build(options).encode_s)
-            after.append(limit(first, options, processes))
-            ratio.append(ours[-1] / np.mean([before[-1], after[-1]]))
-    figures = {"ours": ours, "limit_before": before, "limit_after": after, "ratio": ratio}
+            options = BuildOptions(
+                f"{folder}/source", f"{folder}/shards-{number}", view_size=view_size, processes=processes
+            )
+            before = limit(first, options, processes)
+            ours = photos / build(options).encode_s
+            after = limit(first, options, processes)
+            for values, value in zip(figures.values(), (ours, before, after, 2 * ours / (before + after)), strict=True):
+                values.append(value)
     return {
         "benchmark": "build", "photos": photos, "photo_size": "1280x720", "view_size": view_size,
         "processes": processes, "rounds": rounds, "drawn": round(drawn, 2),

@@ -94,8 +94,10 @@ class PlainDataset(Dataset[torch.Tensor]):
 
 def ours(index: ShardIndex, workers: int) -> Iterator[torch.Tensor]:
     order = EndlessOrder(index.gps_weight, 0)
-    with_processes = TrainLoader(index, order, global_batch=BATCH, micro_batch=BATCH, workers=workers, prefetch=4)
-    for batch in with_processes:
+    loader = TrainLoader(
+        index, order, global_batch=BATCH, micro_batch=BATCH, workers=workers, prefetch=4, load_masks=False
+    )
+    for batch in loader:
         yield batch.views
 
 

@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from roadwork.data.street import draw
 from roadwork.labelling import tiny
@@ -102,6 +103,14 @@ def shares(config: Any) -> dict[str, float]:
     return found
 
 
+class ValuesOnHost(TorchFunctionMode):
+    """The network reads the sizes of its maps back from tensors, and the meta device holds no values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        where = {"device": "cpu"} if func is torch.tensor else {}
+        return func(*args, **{**(kwargs or {}), **where})
+
+
 def operations(config: Any) -> tuple[int, int]:
     """Floating-point operations of a vision pass and of one prompt after it, for one photo; nothing is computed."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -109,7 +118,7 @@ def operations(config: Any) -> tuple[int, int]:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     side, width = config.vision_config.image_size, config.detr_encoder_config.hidden_size
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad(), ValuesOnHost():
         model: Any = Sam3Model(config).eval()
         pixels, text = torch.zeros(1, 3, side, side), torch.zeros(1, 32, width)
         with FlopCounterMode(display=False) as counter:

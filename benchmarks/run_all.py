@@ -47,7 +47,7 @@ ARGUMENTS: dict[str, Words] = {
     "build": Words((), ("--photos", "60", "--rounds", "1")),
     "fairness": Words(("--photos", "860"), ("--photos", "240")),  # the photos of the demo
     "folds": Words(("--run", "RUN", "--shards", "SHARDS"), ("--folds", "2", "--epochs", "2")),
-    "loader": Words(("--shards", "SHARDS")),
+    "loader": Words((), ("--rounds", "1", "--batches", "10")),
     "masks": Words(),
     "order": Words((), ("--big", "1000000")),
     "tta": Words(("--run", "RUN", "--shards", "SHARDS"), ("--photos", "8", "--augmentations", "4")),

@@ -21,7 +21,14 @@ settings.register_profile("tests", deadline=None)  # nothing may depend on how f
 settings.load_profile("tests")
 
 
-LONG = ("slurm/test_slurm", "faults/test_signals", "distributed/test_pretrain", "faults/", "distributed/", "test_processes")
+LONG = (
+    "slurm/test_slurm",
+    "faults/test_signals",
+    "distributed/test_pretrain",
+    "faults/",
+    "distributed/",
+    "test_processes",
+)
 """Files that take minutes, the longest first."""
 
 

@@ -129,5 +129,7 @@ def test_the_oldest_set_differs_in_torch_alone() -> None:
     )
     differing = {line.partition("==")[0] for line in pins ^ oldest}
     assert differing == {"torch", "torchvision"}
-    least = {line.strip().strip('",').replace(">=", "==") for line in (ROOT / "pyproject.toml").read_text().splitlines()}
-    assert {f"{line.rpartition('.')[0]}" for line in oldest - pins} <= least
+    least = {
+        line.strip().strip('",').replace(">=", "==") for line in (ROOT / "pyproject.toml").read_text().splitlines()
+    }
+    assert {line.rpartition(".")[0] for line in oldest - pins} <= least

@@ -219,7 +219,9 @@ def network_answers(
             outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
             full = network.probabilities(outputs.logits).tolist()
             alone = network.predict_batch(small, batch=config.predict.batch)
-            attention = outputs.attention.new_zeros(batch.view_mask.shape).scatter_add_(1, outputs.kept, outputs.attention)
+            attention = outputs.attention.new_zeros(batch.view_mask.shape).scatter_add_(
+                1, outputs.kept, outputs.attention
+            )
             weights = [row[:n] for row, n in zip(attention.tolist(), batch.view_mask.sum(1).tolist(), strict=True)]
             for name, readable, p, q, seen in zip(batch.ids, there, full, alone, weights, strict=True):
                 prior = config.predict.prior  # without pixels the prior is all that is known

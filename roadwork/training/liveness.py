@@ -76,7 +76,8 @@ class StopRequest:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=engine.timeout_s))
         except RuntimeError as error:
             raise UserError(
-                f"ranks cannot reach each other over gloo ({error}); set GLOO_SOCKET_IFNAME to the interface that joins the nodes"
+                f"ranks cannot reach each other over gloo ({error}); set GLOO_SOCKET_IFNAME to the network interface that "
+                "joins the nodes"
             ) from None
 
     def anywhere(self) -> bool:
