@@ -28,12 +28,13 @@ EXACT = [
     "--data.workers=0", "--engine.threads=1", "--training.validate_every_steps=1000000", "--training.grad_clip=0",
 ]  # fmt: skip
 """Same micro-batches give the same numbers: no dropout, no balance term (not linear in the ranks), no clipping."""
-STEPS = 6
+STEPS = 20
 SHORT = 3
 """Photos of a last step that is cut short by the end of the run."""
 TRIALS: dict[str, tuple[int, list[str]]] = {
     "bf16-2x4x1": (2, ["--training.micro_batch=4"]),
     "bf16-2x1x4": (2, ["--training.micro_batch=1"]),
+    "bf16-1x8x1": (1, ["--training.micro_batch=8"]),
     "bf16-1x2x4": (1, ["--training.micro_batch=2"]),
     "fp32-2x1x4": (2, ["--training.micro_batch=1", FP32]),
     "clip-2x2x2": (2, ["--training.micro_batch=2", FP32, "--training.grad_clip=0.3"]),
@@ -60,8 +61,13 @@ SGD = {
     for world, micro in ((1, 16), (1, 4), (2, 8), (2, 2), (4, 4), (4, 1))
 }
 """1, 2 and 4 processes, accumulation 1 and 4: all of them against ONE process that takes the 16 photos of a step at once."""
-FOUR, PLAIN_ENGINE = "bf16-4x2x1", "plain-2x2x2"
-CLOSE = {FOUR: (4, ["--training.micro_batch=2"]), PLAIN_ENGINE: (2, ["--training.micro_batch=2"])}
+FOUR, PLAIN_ENGINE, HUTCHINSON = "bf16-4x2x1", "plain-2x2x2", "sophia_h-2x2x2"
+WITHOUT_ZERO = [PLAIN_ENGINE, HUTCHINSON]
+CLOSE = {
+    FOUR: (4, ["--training.micro_batch=2"]),
+    PLAIN_ENGINE: (2, ["--training.micro_batch=2"]),
+    HUTCHINSON: (2, ["--training.micro_batch=2", "--optimizer.name=sophia_h", "--optimizer.hessian_every=2"]),
+}
 """Trials that are close to the reference: four ranks in bf16; no ZeRO, bf16 autocast over fp32 weights (ddp.yaml)."""
 ELASTIC: dict[str, list[str]] = {
     "adam": ["--training.global_batch=12"],
@@ -154,12 +160,12 @@ def runs(folder: Path, shards: Path) -> dict[str, Any]:
     for name in ELASTIC:  # 2 -> 4; twelve photos are three for each, so the micro-batches shrink
         shutil.copytree(folder / "2" / name, folder / "4" / name)
     four = [{**t, "options": [*t["options"], "--training.micro_batch=1"]} for t in elastic(4, 3, 3)]
-    four_bf16, without_zero = (
+    four_bf16, *without_zero = (
         {"name": name, "options": exact(shards, end_of_run(shards), *options), "until": STEPS}
         for name, (_, options) in CLOSE.items()
     )
     keep(4, [*parity(4), *sgd(4), *four, four_bf16])
-    found |= launched(folder, 2, [without_zero], config="ddp.yaml")
+    found |= launched(folder, 2, without_zero, config="ddp.yaml")
     return found
 
 
@@ -173,7 +179,7 @@ def plain(shards: Path) -> Iterator[Callable[[str], Plain]]:
     def of(name: str) -> Plain:
         if name not in made:
             world, options = {**TRIALS, **CLOSE}[name]
-            autocast = name == PLAIN_ENGINE
+            autocast = name in WITHOUT_ZERO
             dtype = torch.float32 if FP32 in options or autocast else torch.bfloat16
             run = Run(exact(shards, end_of_run(shards), *options), world, dtype, autocast)
             c = run.config.training
@@ -289,6 +295,21 @@ def test_plain_data_parallelism_computes_what_one_process_computes(
     assert all(seen["chosen"][position] == reference.chosen[position] for position in range(8))
 
 
+def test_sophia_h_on_two_processes_averages_the_hessian_and_leaves_data_parallelism_alone(
+    runs: dict[str, Any], plain: Callable[[str], Plain]
+) -> None:
+    """An estimate of one rank alone, or a hook of torch's data parallelism that fires in it, would show."""
+    seen, reference = runs[HUTCHINSON], plain(HUTCHINSON)
+    found = seen["first"]["hessian"]
+    assert set(found) == set(reference.first_estimate)
+    largest = max(float(h.abs().max()) for h in reference.first_estimate.values())
+    assert largest > 0 and apart(found, reference.first_estimate) < 1e-5 * largest
+    lines = seen["records"]
+    assert lines[0]["grad_norm"] == pytest.approx(reference.norms[0], rel=1e-5)
+    assert [line["lr"] for line in lines] == reference.rates
+    assert [line["loss"] for line in lines] == pytest.approx(reference.losses, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", TRIALS)
 def test_what_is_logged_is_global_and_the_rate_is_the_schedules(
     runs: dict[str, Any], plain: Callable[[str], Plain], name: str
@@ -300,7 +321,7 @@ def test_what_is_logged_is_global_and_the_rate_is_the_schedules(
     # Stepped once per process (AcceleratedScheduler), the rate would be at its floor half-way.
     assert [line["lr"] for line in lines] == reference.rates
     assert seen["rates"] == pytest.approx([reference.rates[-1]] * len(seen["rates"]))
-    assert [line["samples_seen"] for line in lines] == [8, 16, 24, 32, 40, 40 + SHORT]
+    assert [line["samples_seen"] for line in lines] == [*range(8, 8 * STEPS, 8), 8 * (STEPS - 1) + SHORT]
 
 
 @pytest.mark.parametrize("name", TRIALS)
@@ -356,7 +377,7 @@ def test_twenty_steps_of_gradient_descent_are_those_of_one_plain_process(
 
 
 def test_curvature_leaves_the_engines_counters_alone(runs: dict[str, Any]) -> None:
-    """Three curvature passes in six steps: only the six real steps are counted."""
+    """A curvature pass every other step: only the real steps are counted."""
     assert runs["sophia-2x2x2"]["engine"] == {"global_steps": STEPS, "micro_steps": STEPS, "skipped": 0}
 
 
