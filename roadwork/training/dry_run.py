@@ -238,7 +238,7 @@ class _Work:
         if config.model.compile:
             self.model.compile_blocks()
         self.autocast = settings is None
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.augment, self.loss = Augment(config.augment), TotalLoss(config.loss)
         self.counts = data.counts(accumulation(config, launched_world_size()) * launched_world_size()).of(0)
 

@@ -28,13 +28,12 @@ EXACT = [
     "--data.workers=0", "--engine.threads=1", "--training.validate_every_steps=1000000", "--training.grad_clip=0",
 ]  # fmt: skip
 """Same micro-batches give the same numbers: no dropout, no balance term (not linear in the ranks), no clipping."""
-STEPS = 20
+STEPS = 6
 SHORT = 3
 """Photos of a last step that is cut short by the end of the run."""
 TRIALS: dict[str, tuple[int, list[str]]] = {
     "bf16-2x4x1": (2, ["--training.micro_batch=4"]),
     "bf16-2x1x4": (2, ["--training.micro_batch=1"]),
-    "bf16-1x8x1": (1, ["--training.micro_batch=8"]),
     "bf16-1x2x4": (1, ["--training.micro_batch=2"]),
     "fp32-2x1x4": (2, ["--training.micro_batch=1", FP32]),
     "clip-2x2x2": (2, ["--training.micro_batch=2", FP32, "--training.grad_clip=0.3"]),
@@ -42,6 +41,8 @@ TRIALS: dict[str, tuple[int, list[str]]] = {
     "fp32-4x1x2": (4, ["--training.micro_batch=1", FP32]),
 }
 """Trial -> processes and options; the name says precision, processes x micro-batch x accumulation."""
+LONG = {"bf16-2x4x1": 20, "bf16-1x2x4": 20}
+"""Optimizer steps of the trials that run for more than STEPS: a rounding that is lost now and then has time to show."""
 TRAPS = {
     "bf16 sums": "gradient",
     "only the last micro-batch": "gradient",
@@ -79,11 +80,15 @@ def exact(shards: Path, *more: str) -> list[str]:
     return [*EXACT, f"--data.shards={shards}", *more]
 
 
-def end_of_run(shards: Path) -> str:
-    """An option that ends the run in step STEPS with SHORT photos."""
+def steps_of(name: str) -> int:
+    return LONG.get(name, STEPS)
+
+
+def end_of_run(shards: Path, steps: int = STEPS) -> str:
+    """An option that ends the run in its last step with SHORT photos."""
     from roadwork.data.index import ShardIndex
 
-    return f"--training.epochs={((STEPS - 1) * 8 + SHORT) / len(ShardIndex.open(str(shards), 'train'))!r}"
+    return f"--training.epochs={((steps - 1) * 8 + SHORT) / len(ShardIndex.open(str(shards), 'train'))!r}"
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +126,11 @@ def runs(folder: Path, shards: Path) -> dict[str, Any]:
 
     def parity(processes: int) -> list[dict[str, Any]]:
         return [
-            {"name": name, "options": exact(shards, end_of_run(shards), *options), "until": STEPS}
+            {
+                "name": name,
+                "options": exact(shards, end_of_run(shards, steps_of(name)), *options),
+                "until": steps_of(name),
+            }
             for name, (world, options) in TRIALS.items()
             if world == processes
         ]
@@ -181,9 +190,10 @@ def plain(shards: Path) -> Iterator[Callable[[str], Plain]]:
             world, options = {**TRIALS, **CLOSE}[name]
             autocast = name in WITHOUT_ZERO
             dtype = torch.float32 if FP32 in options or autocast else torch.bfloat16
-            run = Run(exact(shards, end_of_run(shards), *options), world, dtype, autocast)
+            steps = steps_of(name)
+            run = Run(exact(shards, end_of_run(shards, steps), *options), world, dtype, autocast)
             c = run.config.training
-            made[name] = run.train(STEPS, lambda s: cosine_with_warmup(s, STEPS, c.warmup_steps, c.min_lr_ratio))
+            made[name] = run.train(steps, lambda s: cosine_with_warmup(s, steps, c.warmup_steps, c.min_lr_ratio))
         return made[name]
 
     yield of
@@ -207,7 +217,12 @@ BITWISE = [name for name in TRIALS if not name.startswith("clip")]
 
 @pytest.mark.parametrize("name", BITWISE)
 def test_weights_and_average_equal_a_plain_loop(runs: dict[str, Any], plain: Callable[[str], Plain], name: str) -> None:
-    """Catches bf16 accumulation, a lost micro-batch, a short last step that is weighted wrong, rounded masters."""
+    """Catches bf16 accumulation, a lost micro-batch, a short last step that is weighted wrong, rounded masters.
+
+    Bit-equal, AdamW and Sophia-G alike: bf16 with fp32 masters on 1 and 2 processes, accumulation 1 and 4 (LONG: after 20
+    steps). Within noise: fp32 to 1e-6, on 4 processes to 1e-5. On 4 processes bf16 turns each ulp into a rounding of its
+    own (see below); twenty steps of gradient descent in fp32 are within 1e-6 on 1, 2 and 4 processes, accumulation 1 and 4.
+    """
     end, reference = runs[name]["end"], plain(name)
     # fp32 products are summed in an order that depends on where the process's memory lies: an ulp, in some processes.
     # gloo adds four ranks' gradients in an order of its own, which differs along the tensor.
@@ -315,13 +330,14 @@ def test_what_is_logged_is_global_and_the_rate_is_the_schedules(
     runs: dict[str, Any], plain: Callable[[str], Plain], name: str
 ) -> None:
     seen, reference = runs[name], plain(name)
+    steps = steps_of(name)
     lines = seen["records"]
     assert [line["loss"] for line in lines] == pytest.approx(reference.losses, rel=1e-6)
     assert [line["grad_norm"] for line in lines] == pytest.approx(reference.norms, rel=1e-5)
     # Stepped once per process (AcceleratedScheduler), the rate would be at its floor half-way.
     assert [line["lr"] for line in lines] == reference.rates
     assert seen["rates"] == pytest.approx([reference.rates[-1]] * len(seen["rates"]))
-    assert [line["samples_seen"] for line in lines] == [*range(8, 8 * STEPS, 8), 8 * (STEPS - 1) + SHORT]
+    assert [line["samples_seen"] for line in lines] == [*range(8, 8 * steps, 8), 8 * (steps - 1) + SHORT]
 
 
 @pytest.mark.parametrize("name", TRIALS)
@@ -329,7 +345,7 @@ def test_the_same_views_are_kept_and_go_to_the_same_experts(
     runs: dict[str, Any], plain: Callable[[str], Plain], name: str
 ) -> None:
     chosen = runs[name]["chosen"]
-    assert sorted(chosen) == list(range(8 * STEPS))
+    assert sorted(chosen) == list(range(8 * steps_of(name)))
     assert chosen == plain(name).chosen
     experts = {tuple(pair) for _, tokens in chosen.values() for layers in tokens for pair in layers}
     assert len(experts) > 1, "every view went to the same experts: nothing was compared"

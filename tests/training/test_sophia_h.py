@@ -116,7 +116,7 @@ def test_training_lowers_the_loss_on_the_photos_that_it_repeats(trainer: Make) -
 
 
 def test_a_run_goes_on_with_the_same_weights_and_in_the_same_period(trainer: Make, tmp_path: Path) -> None:
-    """Stopped after three steps of a period of four: the relaunch estimates the Hessian in the fifth, as if nothing had happened."""
+    """Stopped after three steps of a period of four: the relaunch estimates the Hessian in the fifth, as it would have been."""
     common = [
         "--optimizer.name=sophia_h",
         "--optimizer.hessian_every=4",
