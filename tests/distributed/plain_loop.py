@@ -148,27 +148,36 @@ class Run:
 
 
 class _Adam:
-    """torch's AdamW over one fp32 tensor per parameter group, as flat as ZeRO holds it."""
+    """torch's AdamW over the tensors that ZeRO holds: each parameter group flat, padded and cut into a part per rank.
+
+    The kernel rounds the last few elements of a tensor, which fill no vector, in a way of their own: the cuts matter.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         o = run.config.optimizer
-        self.flats = [torch.cat([run.masters[name].reshape(-1) for name in names]) for _, names in run.groups]
+        self.parts = [self._cut([run.masters[name] for name in names]) for _, names in run.groups]
         given = [
-            {"params": [flat], "weight_decay": group["weight_decay"], "lr": 0.0}
-            for flat, (group, _) in zip(self.flats, run.groups, strict=True)
+            {"params": parts, "weight_decay": group["weight_decay"], "lr": 0.0}
+            for parts, (group, _) in zip(self.parts, run.groups, strict=True)
         ]
         self.optimizer = torch.optim.AdamW(given, betas=o.betas, eps=o.eps, fused=True)
 
+    def _cut(self, tensors: list[Tensor]) -> list[Tensor]:
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % (2 * self.run.world)))
+        return [part.clone() for part in padded.chunk(self.run.world)]
+
     def step(self, count: int, gradient: Tensors, rate: float) -> None:
-        for group, flat, (given, names) in zip(self.optimizer.param_groups, self.flats, self.run.groups, strict=True):
+        for group, parts, (given, names) in zip(self.optimizer.param_groups, self.parts, self.run.groups, strict=True):
             group["lr"] = rate * given.get("lr_scale", 1.0)
-            flat.grad = torch.cat([gradient[name].reshape(-1) for name in names])
+            for part, grad in zip(parts, self._cut([gradient[name] for name in names]), strict=True):
+                part.grad = grad
         self.optimizer.step()
-        for flat, (_, names) in zip(self.flats, self.run.groups, strict=True):
-            parts = flat.split([self.run.masters[name].numel() for name in names])
-            for name, part in zip(names, parts, strict=True):
-                self.run.masters[name].copy_(part.view_as(self.run.masters[name]))
+        for parts, (_, names) in zip(self.parts, self.run.groups, strict=True):
+            sizes = [self.run.masters[name].numel() for name in names]
+            for name, whole in zip(names, torch.cat(parts)[: sum(sizes)].split(sizes), strict=True):
+                self.run.masters[name].copy_(whole.view_as(self.run.masters[name]))
 
 
 class _Sgd:
