@@ -37,7 +37,7 @@ VICTIMS = {"rank 0": (0,), "rank 1": (1,), "all ranks": (0, 1), "the launcher": 
 PLACES = ("inside a checkpoint write", "at a random instant")
 STEPS = 24
 SHARE = 3
-"""A kill falls into this part of the time, or of the writes, of an undisturbed run, from the ranks' start on."""
+"""A kill falls into this part of the steps, or of the writes, of a run, counted from the ranks' start on."""
 END_S, GONE_S = 180.0, 10.0
 """A launcher ends by itself this soon after a rank was killed; whatever still lives so long after its launcher is an orphan."""
 COUNTED = ("inside", "torn", "relaunched", "orphans", "checkpoints_lost")
@@ -93,6 +93,12 @@ def finished(run: Path) -> bool:
     )
 
 
+def logged(run: Path) -> int:
+    """Lines of metrics.jsonl, those of repeated steps included."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
 @dataclass
 class Launched:
     """A job, and what it found in its run folder."""
@@ -112,6 +118,24 @@ class Launched:
                 return pids
             time.sleep(0.05)
         return []
+
+    def steps(self, number: float, pace: tuple[float, float]) -> None:
+        """Wait for an instant of the training, or for the job's end. Told by steps, since the load of a machine changes.
+
+        Args:
+            number: steps since the ranks' start; of the one in which it falls, this fraction of its usual time goes by.
+            pace: seconds to the first step's end and of a step, of the undisturbed run.
+        """
+        before, times = logged(self.run), [time.monotonic()]
+        while self.job.process.poll() is None:
+            done = logged(self.run) - before
+            times += [time.monotonic()] * (done + 1 - len(times))
+            if done >= int(number):
+                usual = min(pace[1], times[-1] - times[-2]) if done else pace[0]
+                with suppress(subprocess.TimeoutExpired):
+                    self.job.process.wait(usual * (number - int(number)))
+                return
+            time.sleep(0.01)
 
     def write(self, writer: int, number: int, files: int) -> None:
         """Wait for an instant of a write, or for the job's end.
@@ -170,25 +194,27 @@ class Drill:
         job = start("launch/pretrain.py", *options(run, self.shards, *more), **{WORD: word})
         return Launched(run, job, word, found, left)
 
-    def undisturbed(self) -> float:
-        """Seconds from the ranks' start to the end of a run that nobody disturbs; it runs once."""
-        done = self.lines("undisturbed")
-        if not done:
+    def undisturbed(self) -> tuple[float, float]:
+        """The run that nobody disturbs, trained once: seconds to its first step's end and of each later step."""
+        if not self.lines("undisturbed"):
             shutil.rmtree(self.whole, ignore_errors=True)
             launched = self.launch(self.whole)
             try:
                 launched.ranks()
                 began = time.monotonic()
+                launched.steps(1, (0, 0))
+                first = time.monotonic()
                 self.ended_well(launched)
-                self.note("undisturbed", seconds=round(time.monotonic() - began, 2), steps=self.steps)
+                step = (time.monotonic() - first) / self.steps
+                self.note("undisturbed", first_s=round(first - began, 2), step_s=round(step, 2))
             finally:
                 launched.job.kill()
-            done = self.lines("undisturbed")
-        return float(done[-1]["seconds"])
+        line = self.lines("undisturbed")[-1]
+        return line["first_s"], line["step_s"]
 
     def go_on(self) -> None:
         """Kill until there are enough; the last run is let go to its end."""
-        window = self.undisturbed() / SHARE
+        pace = self.undisturbed()
         killed: tuple[Launched, dict[str, Any]] | None = None
         while killed or self.left() or self.current().exists():
             launched = self.launch(self.current())
@@ -198,7 +224,7 @@ class Drill:
                 pids = launched.ranks()
                 if killed is not None:
                     self.note("kill", **killed[1], relaunched=bool(pids) or launched.job.process.wait() == 0)
-                line = self.strike(launched, pids, window)
+                line = self.strike(launched, pids, pace)
                 if line is None:
                     self.ended_well(launched)
             except BaseException:
@@ -216,7 +242,7 @@ class Drill:
         """Kills that are still to be done."""
         return max(0, self.kills - sum(line["outcome"] == "hit" for line in self.lines("kill")))
 
-    def strike(self, launched: Launched, pids: list[int], window: float) -> dict[str, Any] | None:
+    def strike(self, launched: Launched, pids: list[int], pace: tuple[float, float]) -> dict[str, Any] | None:
         """One kill where the fewest were so far; what happened, or None where the job ended by itself."""
         process, kills = launched.job.process, self.lines("kill")
         if not self.left() or not pids or finished(launched.run):
@@ -226,8 +252,7 @@ class Drill:
         where, victim = min(((place, v) for v in VICTIMS for place in PLACES), key=hits.count)
         draw = random.Random(len(kills))
         if where == PLACES[1]:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(0, window))
+            launched.steps(draw.uniform(0, self.steps / SHARE), pace)
         else:
             names = len(list((self.whole / "checkpoints" / f"step-{self.steps:08d}").iterdir())) - 1
             files = draw.choice([*range(names + 1), 99])
