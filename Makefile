@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 RUN ?= runs/demo
+DRILL ?= runs/drill
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 export DS_SKIP_CUDA_CHECK := 1
@@ -28,7 +29,10 @@ lint: install
 	$(BIN)/mypy
 
 drill: install
-	ROADWORK_DRILL=long $(BIN)/python -m pytest tests/faults
+	ROADWORK_DRILL=long $(BIN)/python -m pytest tests/training/test_atomic.py
+	$(BIN)/python -m tests.faults.kills --folder $(DRILL) --save
+	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python docs/generate_reliability.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.launching import ROOT, Finished, Job, environment, start
+from tests.launching import Finished, Job, build_shards, start
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: files run side by side, one core each
 
@@ -56,10 +54,5 @@ def launch() -> Iterator[Launch]:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the embedded street benchmark: 40 photos, 64 px views, no target region."""
     folder = tmp_path_factory.mktemp("data") / "shards"
-    command = [
-        sys.executable, "-m", "shards.build", "--source", "street:40", "--out", str(folder), "--view-size", "64",
-        "--processes", "2", "--val-fraction", "0.25",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    build_shards(folder)
     return folder

@@ -89,6 +89,16 @@ def start(script: str, *arguments: str, processes: int = 2, config: str = "cpu.y
     return Job(command, environment(**extra))
 
 
+def build_shards(folder: Path) -> None:
+    """Shards of the embedded street benchmark: 40 photos, 64 px views, no target region."""
+    command = [
+        sys.executable, "-m", "shards.build", "--source", "street:40", "--out", str(folder), "--view-size", "64",
+        "--processes", "2", "--val-fraction", "0.25",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def require(name: str, program: str, install: str) -> None:
     """Skip where the system lacks a program, unless ROADWORK_REQUIRE says that it must be there."""
     if shutil.which(program) is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from docs import generate_reliability
 from roadwork import command_line
 from roadwork.inference.options import ExportOptions, ServiceOptions
 from shards import build
@@ -41,19 +42,21 @@ def anchors(path: Path) -> set[str]:
 
 
 def known_options() -> set[str]:
-    """Every option of the stages, of the tools for shards and of the benchmarks."""
+    """Every option of the stages, of the tools for shards, of the benchmarks and of the drills."""
     found = {name for action in command_line.parser("pretrain")._actions for name in action.option_strings}
     for name, kind in TOOLS.items():
         found |= {
             option for action in command_line.tool_parser(name, kind)._actions for option in action.option_strings
         }
-    for tool in sorted([*(ROOT / "shards").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
+    folders = ("shards", "benchmarks", "tests/faults")
+    for tool in sorted(path for folder in folders for path in (ROOT / folder).glob("*.py")):
         found |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', tool.read_text(encoding="utf-8")))
     return found | OTHERS
 
 
-def test_the_configuration_page_is_what_the_code_says() -> None:
-    command = [sys.executable, "docs/generate_configuration.py", "--check"]
+@pytest.mark.parametrize("page", ["configuration", "reliability"])
+def test_a_generated_page_is_what_code_and_results_say(page: str) -> None:
+    command = [sys.executable, f"docs/generate_{page}.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -151,3 +154,23 @@ def test_every_dependency_has_its_reason() -> None:
     cells = {name.strip() for row in re.findall(r"^\| ([^|]+) \|", text, flags=re.M) for name in row.split(",")}
     missing = {re.split(r"[\[<>=~! ]", name)[0].lower() for name in wanted} - cells
     assert not missing, f"docs/decisions.md gives no reason for {', '.join(sorted(missing))}"
+
+
+def test_the_counts_of_the_reliability_page_are_renewed_and_nothing_else() -> None:
+    one, other = "tests/faults/a.py::test_one", "tests/faults/a.py::test_other"
+    page = f"# A\n\n| event | test | cases |\n|---|---|---|\n| x | `{one}`, `{other}` | |\n| y | `{one}` | 99 |\n\n"
+    page += f"{generate_reliability.BEGIN}\nold\n{generate_reliability.END}\nafter\n"
+    row = {"where": "here", "victim": "rank 0", "kills": 7, **dict.fromkeys(generate_reliability.COUNTS, 3)}
+    figures = {"kills": 7, "steps": 24, "missed_the_write": 1, "after_the_end": 2, "longest_end_s": 1.5, "curves": 4}
+    never = {"differing_curves": 0, "samples_lost_or_doubled": 0, "refused": 0}
+    machine = {"gpu": None, "cores": 2, "processor": "a chip"}
+    result = {"date": "2026-01-02", "commit": "abc", "command": "a command", "machine": machine}
+    result["figures"] = {**figures, **never, "rows": [row]}
+    text = generate_reliability.wanted(page, {one: 2, other: 3}, result)
+    assert f"| x | `{one}`, `{other}` | 5 |\n| y | `{one}` | 2 |\n" in text
+    assert "| here | rank 0 | 7 | 3 | 3 | 3 | 3 | 3 |" in text and "2026-01-02, commit abc" in text
+    assert "old" not in text and text.startswith("# A\n") and text.endswith("after\n")
+    assert generate_reliability.wanted(text, {one: 2, other: 3}, result) == text, "writing twice changes nothing"
+    assert "No dated result" in generate_reliability.wanted(text, {}, None)
+    with pytest.raises(SystemExit, match="holds 0"):
+        generate_reliability.wanted("no block", {}, None)

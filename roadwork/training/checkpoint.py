@@ -95,8 +95,7 @@ class Checkpointer:
             write_atomic(final / MARKER, json.dumps(marker, indent=1))
             sync(self.folder)
         finally:
-            if aside.exists() and not final.exists():
-                aside.rename(final)
+            _put_back(aside, final)
             for left in (temporary, aside):
                 shutil.rmtree(left, ignore_errors=True)
         self._retire()
@@ -127,9 +126,18 @@ class Checkpointer:
         """Remove what a killed run left half-written. Rank 0, after the run folder is locked."""
         if not self.folder.is_dir():
             return
+        for aside in sorted(self.folder.glob(".writing-old-step-*")):
+            _put_back(aside, self.folder / aside.name.removeprefix(".writing-old-").rpartition("-")[0])
         for path in self.folder.iterdir():
             if path.name.startswith(".writing-") or (path.name.startswith("step-") and not (path / MARKER).is_file()):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(aside: Path, final: Path) -> None:
+    """Let a complete checkpoint that was moved aside stand again where its successor did not become complete."""
+    if (aside / MARKER).is_file() and not (final / MARKER).is_file():
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
 
 
 def gather_training_state(masters: Masters, average: Average | None) -> dict[str, dict[str, Tensor]]:
