@@ -8,8 +8,8 @@ from roadwork.command_line import parse
 def main(argv: list[str] | None = None) -> None:
     """Parse, build, search."""
     invocation = parse("find_lr", argv)
+    from roadwork.training.dry_run import describe
     from roadwork.training.lr_finder import find_learning_rate
-    from roadwork.training.pretrain import describe
 
     if invocation.dry_run:
         describe(invocation.config)

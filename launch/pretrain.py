@@ -8,10 +8,9 @@ from roadwork.command_line import parse
 def main(argv: list[str] | None = None) -> None:
     """Parse, build, train."""
     invocation = parse("pretrain", argv)
-    from roadwork.training.pretrain import (
-        describe,
-        pretrain,
-    )  # heavy imports come after the options are known to be right
+    # heavy imports come after the options are known to be right
+    from roadwork.training.dry_run import describe
+    from roadwork.training.pretrain import pretrain
 
     if invocation.dry_run:
         describe(invocation.config)

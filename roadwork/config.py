@@ -203,12 +203,13 @@ class LossConfig:
 class OptimizerConfig:
     """The optimizer behind the engine."""
 
-    name: Literal["adamw", "sophia"] = "adamw"
-    """AdamW (fused where the device has it) or Sophia-G on the sharded masters."""
+    name: Literal["adamw", "sophia", "sophia_h"] = "adamw"
+    """AdamW (fused where the device has it); Sophia-G on the sharded masters; Sophia-H of pytorch_optimizer (extra `sophia`),
+    without ZeRO only: its Hessian is differentiated twice."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment."""
     eps: float = 1.0e-8
-    """AdamW's epsilon."""
+    """Epsilon of AdamW and, below which a curvature does not count, of Sophia."""
     weight_decay: float = 0.05
     """Decoupled decay; norms, biases, magnitudes and tokens get none."""
     sophia_betas: tuple[float, float] = (0.965, 0.99)

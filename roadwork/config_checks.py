@@ -41,6 +41,13 @@ def validate(config: Config) -> None:
     ):
         if value < 0 or not math.isfinite(value):
             raise UserError(f"{name} is {value}; it must be 0 or more")
+    _positive("optimizer.hessian_every", config.optimizer.hessian_every)
+    _positive("optimizer.sophia_rho", config.optimizer.sophia_rho)
+    if config.optimizer.name == "sophia_h" and model.compile:
+        raise UserError(
+            "optimizer.name sophia_h differentiates twice, which compiled blocks cannot; "
+            "give --model.compile false, or --optimizer.name sophia"
+        )
     if not training.max_steps and not training.epochs:
         raise UserError("training.epochs and training.max_steps are both 0; give one of them")
     if not 1 <= model.top_k <= model.num_experts:

@@ -80,17 +80,13 @@ class Engine:
             trains: the stage calls `prepare`; its batch sizes must then divide over the processes.
 
         Raises:
-            UserError: batch sizes that do not divide, a missing DeepSpeed file, an engine other than asked for.
+            UserError: batch sizes that do not divide, what `zero_settings` refuses, an engine other than asked for.
         """
         steps = accumulation(config, launched_world_size()) if trains else 1
         die_with_parent()
-        on_cpu = _choose_device(config)
+        on_cpu = set_up_device(config)
         _default_environment()
-        _set_threads(config.engine.threads)
-        if on_cpu:
-            widen_products()
-            keep_freed_memory()
-        plugin = _deepspeed_plugin(config, on_cpu, steps)
+        plugin = _deepspeed_plugin(config, zero_settings(config, on_cpu, trains), on_cpu, steps)
         accelerator = _accelerator(config, plugin, on_cpu, steps)
         engine = cls(
             accelerator=accelerator,
@@ -178,8 +174,22 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def set_up_device(config: Config) -> bool:
+    """Choose the device, and this process's threads and kernels for it; True: the CPU. Must run before CUDA is touched.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    on_cpu = _choose_device(config)
+    _set_threads(config.engine.threads)
+    if on_cpu:
+        widen_products()
+        keep_freed_memory()
+    return on_cpu
+
+
 def _choose_device(config: Config) -> bool:
-    """Whether to compute on the CPU; must run before CUDA is touched."""
+    """Whether to compute on the CPU."""
     asked = config.engine.device
     named = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     # A launcher configuration chooses the CPU by its DeepSpeed file: use_cpu would cut Accelerate off the process group.
@@ -211,20 +221,42 @@ def _set_threads(threads: int) -> None:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
-def _deepspeed_plugin(config: Config, on_cpu: bool, steps: int) -> Any:
-    """The ZeRO plugin: from the launcher's configuration, else from `engine.ds_config`, else built in."""
+def ds_config_file(config: Config, on_cpu: bool) -> Path | None:
+    """The DeepSpeed file in force: `engine.ds_config`, else the launcher's, else the built-in one; None: no ZeRO."""
     launcher_engine = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     launcher_plain = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no" and not launcher_engine
     if config.engine.ds_config == "none" or (launcher_plain and not config.engine.ds_config):
+        return None
+    given = config.engine.ds_config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    return Path(given) if given else (CPU_CONFIG if on_cpu else GPU_CONFIG)
+
+
+def zero_settings(config: Config, on_cpu: bool, trains: bool = True) -> dict[str, Any] | None:
+    """DeepSpeed's settings from the file in force; None: no ZeRO. Starts nothing.
+
+    Raises:
+        UserError: what `read_ds_config` refuses, or an optimizer that ZeRO cannot train with.
+    """
+    path = ds_config_file(config, on_cpu)
+    if path is None:
+        return None
+    if trains and config.optimizer.name == "sophia_h":
+        raise UserError(
+            "optimizer.name sophia_h steps on whole parameters, ZeRO on flat shards of them; give "
+            "--engine.ds_config none (with accelerate_configs/ddp.yaml for several processes), or --optimizer.name sophia"
+        )
+    return read_ds_config(path)
+
+
+def _deepspeed_plugin(config: Config, settings: dict[str, Any] | None, on_cpu: bool, steps: int) -> Any:
+    """The ZeRO plugin of `zero_settings`; None: no ZeRO."""
+    if settings is None:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # else Accelerate builds the launcher's engine all the same
         return None
     from accelerate import DeepSpeedPlugin
 
     if on_cpu:
         _spare_the_compiler()
-    given = config.engine.ds_config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
-    path = Path(given) if given else (CPU_CONFIG if on_cpu else GPU_CONFIG)
-    settings = read_ds_config(path)
     settings["train_micro_batch_size_per_gpu"] = config.training.micro_batch
     settings["gradient_accumulation_steps"] = steps
     settings["gradient_clipping"] = config.training.grad_clip

@@ -37,6 +37,8 @@ def changed(path: str, value: object) -> Config:
         ("training.epochs", math.nan, "training.epochs is nan; it must be 0 or more"),
         ("training.spike_factor", -0.5, "training.spike_factor"),
         ("checkpoint.keep_every", -1, "checkpoint.keep_every"),
+        ("optimizer.hessian_every", 0, "optimizer.hessian_every is 0; it must be above 0"),
+        ("optimizer.sophia_rho", 0.0, "optimizer.sophia_rho is 0.0"),
         ("checkpoint.keep_last", 0, "checkpoint.keep_last is 0; at least 2 are kept"),
         ("monitoring.ceiling_tflops", math.inf, "monitoring.ceiling_tflops"),
         ("model.top_k", 0, "model.top_k 0 must be between 1 and model.num_experts"),
@@ -82,6 +84,14 @@ def test_a_generated_half_without_the_challenge_says_what_to_add() -> None:
     config = changed("predict.challenge_synthetic", "pictures")
     config.predict.challenge = False
     with pytest.raises(UserError, match="add --predict.challenge true"):
+        validate(config)
+
+
+def test_compiled_blocks_cannot_be_differentiated_twice() -> None:
+    config = changed("optimizer.name", "sophia_h")
+    validate(config)
+    config.model.compile = True
+    with pytest.raises(UserError, match="give --model.compile false, or --optimizer.name sophia"):
         validate(config)
 
 

@@ -173,9 +173,10 @@ def load_training_state(path: Path, masters: Masters, average: Average | None) -
         step = _read_scalars(path)
         for flat in flats:
             state = masters.optimizer.state[flat]
-            # Fused kernels want the counter on the device of the parameter, the others on the CPU.
-            device = flat.device if masters.groups()[0].get("fused") else torch.device("cpu")
-            state[SCALAR_STATE] = torch.full((), step, dtype=torch.float32, device=device)
+            if step is not None:
+                # Fused kernels want the counter on the device of the parameter, the others on the CPU.
+                device = flat.device if masters.groups()[0].get("fused") else torch.device("cpu")
+                state[SCALAR_STATE] = torch.full((), step, dtype=torch.float32, device=device)
             for key in keys:
                 state[key] = torch.zeros_like(flat)
         for key in keys:
@@ -206,7 +207,10 @@ def _scatter_file(path: Path, masters: Masters, flats: list[Tensor]) -> None:
             masters.scatter(name, flats, whole)
 
 
-def _read_scalars(path: Path) -> float:
+def _read_scalars(path: Path) -> float | None:
+    """The step of the optimizer's state; None: it keeps none there."""
+    if not (path / "scalars.safetensors").is_file():
+        return None
     with safe_open(path / "scalars.safetensors", framework="pt") as file:
         return float(file.get_tensor(SCALAR_STATE)[0])
 

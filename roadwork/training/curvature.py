@@ -1,18 +1,20 @@
-"""The Gauss-Newton-Bartlett curvature estimate for Sophia, by a backward pass beside the real ones.
+"""Curvature for Sophia, by backward passes beside the real ones: Gauss-Newton-Bartlett, and Hutchinson for Sophia-H.
 
-Liu et al. 2023 (arXiv 2305.14342), algorithm 2: labels are SAMPLED from the model's own predictions, and the squared mean
-gradient times the batch size estimates the diagonal of the Gauss-Newton matrix. Every head takes part with its loss weight:
-a head left out would have no curvature in the trunk that it trains.
+Liu et al. 2023 (arXiv 2305.14342). For the former (algorithm 2) labels are SAMPLED from the model's own predictions, and the
+squared mean gradient times the batch size estimates the diagonal of the Gauss-Newton matrix. Every head takes part with its
+loss weight: a head left out would have no curvature in the trunk that it trains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import LossConfig
 from roadwork.engine import Engine
@@ -73,6 +75,51 @@ def update_curvature(engine: Engine, masters: Masters, loss: Tensor, photos: int
     for flat, gradient in zip(masters.flats(), gradients, strict=True):
         optimizer.update_curvature(flat, gradient, photos)
     return True
+
+
+def update_hessian(engine: Engine, masters: Masters, loss: Callable[[], Tensor]) -> list[Tensor]:
+    """What Sophia-H is to average in: Hutchinson's estimate, the mean over processes. Collective; without ZeRO.
+
+    An estimate that is not finite on any process is replaced by the average so far, which then stays as it is.
+
+    Args:
+        loss: computes this process's loss anew; the mean over processes is the function that is differentiated.
+
+    Returns:
+        a tensor shaped like each parameter, in the optimizer's order.
+    """
+    optimizer = masters.optimizer
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    found = [engine.all_reduce(h).div_(engine.world_size) for h in hessian_diagonal(parameters, loss)]
+    if torch.stack([torch.isfinite(h).all() for h in found]).all():  # a fault on any process has reached every one
+        return found
+    kept = [optimizer.state[p].get("hessian_moment") for p in parameters]
+    return [torch.zeros_like(p) if h is None else h.clone() for p, h in zip(parameters, kept, strict=True)]
+
+
+def hessian_diagonal(parameters: list[Tensor], loss: Callable[[], Tensor]) -> list[Tensor]:
+    """Hutchinson's estimate z * (H z) of the Hessian's diagonal, with z of random signs (Liu et al. 2023, algorithm 1).
+
+    Unbiased, and exact where the Hessian is diagonal. `.grad` is neither read nor written, and no hook of a data-parallel
+    wrapper fires, so it may be called between a real backward pass and its step.
+
+    Args:
+        loss: computes the loss anew, through the unwrapped module.
+
+    Returns:
+        a tensor shaped like each parameter; zeros where the loss does not depend on it, or only linearly.
+    """
+    # Attention's fused kernels have no second derivative. Recomputed activations ask for it in the backward pass.
+    with sdpa_kernel(SDPBackend.MATH):
+        first = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+        signs = [torch.randint_like(p, 0, 2).mul_(2).sub_(1) for p in parameters]
+        curved = [(g, z) for g, z in zip(first, signs, strict=True) if g is not None and g.requires_grad]
+        if not curved:
+            return [torch.zeros_like(p) for p in parameters]
+        gradients, along = zip(*curved, strict=True)
+        products = torch.autograd.grad(gradients, parameters, grad_outputs=along, allow_unused=True)
+    pairs = zip(products, signs, strict=True)
+    return [torch.zeros_like(z) if product is None else product.mul(z) for product, z in pairs]
 
 
 def _plain_gradients(engine: Engine, masters: Masters, loss: Tensor) -> list[Tensor]:

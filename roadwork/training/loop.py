@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,11 +28,12 @@ from roadwork.training import best
 from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
 from roadwork.training.counters import Counters
-from roadwork.training.curvature import sampled_loss, update_curvature
+from roadwork.training.curvature import sampled_loss, update_curvature, update_hessian
 from roadwork.training.ema import Average
 from roadwork.training.journal import Journal
 from roadwork.training.liveness import Heartbeat, Stopped, StopRequest, lock_run
 from roadwork.training.masters import Masters
+from roadwork.training.optimizers import step_sophia_h
 from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
@@ -264,26 +265,35 @@ class Trainer:
             self.heart.beat(step, "backward")
             engine.accelerator.backward(loss * (engine.world_size * self.micro_steps))
             if last:
-                self._apply()
+                self._apply(step, lambda: self._loss_again(step, views, host.view_mask, batch, targets))
         if last:
             self._show(step, views, batch, masks, outputs)
             if self.config.optimizer.name == "sophia" and step % self.config.optimizer.hessian_every == 0:
                 self._curvature(views, batch)
         return torch.stack([terms[name].double() if name in terms else loss.new_zeros(()).double() for name in TERMS])
 
-    def _apply(self) -> None:
-        """The optimizer step itself (ZeRO made it inside `backward`), then the average."""
+    def _apply(self, step: int, loss: Callable[[], Tensor]) -> None:
+        """The optimizer step itself (ZeRO made it inside `backward`), then the average. `loss`: for Sophia-H."""
         if not self.engine.sharded:
             self.plain_norm = self.engine.accelerator.clip_grad_norm_(
                 self.wrapped.parameters(), self.config.training.grad_clip or math.inf
             )
             self.plain_skipped = not bool(torch.isfinite(self.plain_norm))
-            if not self.plain_skipped:
+            if not self.plain_skipped and self.config.optimizer.name == "sophia_h":
+                due = step % self.config.optimizer.hessian_every == 0
+                hessian = update_hessian(self.engine, self.masters, loss) if due else None
+                step_sophia_h(self.masters.optimizer, step, hessian)
+            elif not self.plain_skipped:
                 self.optimizer.step()
             self.optimizer.zero_grad()
         if self.average is not None and not self._skipped():
             self.average.update()
             self.counters.average_updates = self.average.updates
+
+    def _loss_again(self, step: int, views: Tensor, view_mask: Tensor, batch: Batch, targets: Targets) -> Tensor:
+        """The last micro-batch's loss through the bare module, scaled so that its mean over processes estimates the step's."""
+        outputs = self.model(views, view_mask, batch.metadata, batch.boxes)
+        return self.loss(outputs, targets, self._ramp(step))[0] * (self.engine.world_size * self.micro_steps)
 
     def _curvature(self, views: Tensor, batch: Batch) -> None:
         outputs = self.wrapped(views, batch.view_mask, batch.metadata, batch.boxes)

@@ -1,4 +1,4 @@
-"""AdamW, and Sophia-G whose curvature lives beside the moments on whatever shard the engine hands out."""
+"""AdamW, Sophia-G whose curvature lives beside the moments on whatever shard the engine hands out, and Sophia-H."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from roadwork.config import Config
+from roadwork.errors import UserError
+
+STATES = {"adamw": 2, "sophia": 4, "sophia_h": 3}
+"""Tensors that each optimizer keeps per weight, in fp32."""
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimizer over parameter groups that carry `lr`, `lr_scale` and `weight_decay`."""
     options = config.optimizer
+    if options.name == "sophia_h":
+        return sophia_h(config, groups)
     if options.name == "sophia":
         return Sophia(
             groups,
@@ -23,6 +29,51 @@ def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim
             eps=options.eps,
         )
     return torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=options.betas, eps=options.eps, fused=True)
+
+
+def sophia_h(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Sophia-H of the package pytorch_optimizer, with the paper's step (Liu et al. 2023, arXiv 2305.14342, algorithm 3).
+
+    The package steps by `lr * clip(m / max(h, eps), p)`. With p = rho, its eps = eps / rho and rates over rho that is
+    `lr * clip(m / max(rho * h, eps), 1)`: a learning rate means what it means to Sophia-G. Decay is scaled to match.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        from pytorch_optimizer import SophiaH
+    except ImportError:
+        raise UserError(
+            "optimizer.name sophia_h needs the package pytorch_optimizer; install the extra `sophia` "
+            '(pip install -e ".[sophia]"), or give --optimizer.name sophia'
+        ) from None
+    options, rho = config.optimizer, config.optimizer.sophia_rho
+    scaled = [
+        {**g, "lr": g["lr"] / rho, "lr_scale": g.get("lr_scale", 1.0) / rho, "weight_decay": g["weight_decay"] * rho}
+        for g in groups
+    ]
+    return SophiaH(
+        scaled,
+        lr=config.training.learning_rate / rho,
+        betas=options.sophia_betas,
+        p=rho,
+        eps=options.eps / rho,
+        update_period=options.hessian_every,
+    )
+
+
+def step_sophia_h(optimizer: Any, step: int, hessian: list[Tensor] | None) -> None:
+    """Optimizer step `step` of Sophia-H, counted from 0.
+
+    The package counts steps in its groups, and estimates the Hessian itself when its period is over and none is given.
+    The count is written each time: neither a skipped step nor a relaunch shifts the period.
+
+    Args:
+        hessian: estimates in the order of the groups at the steps that `hessian_every` divides, else None.
+    """
+    for group in optimizer.param_groups:
+        group["step"] = step
+    optimizer.step(hessian=hessian)
 
 
 class Sophia(torch.optim.Optimizer):

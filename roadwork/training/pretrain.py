@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from roadwork.training.loop import Trainer
 from roadwork.training.parts import build_data, build_model
 
 log = logging.getLogger(__name__)
-GIB = 2**30
 
 
 def pretrain(config: Config) -> Counters:
@@ -34,6 +32,7 @@ def pretrain(config: Config) -> Counters:
     quiet_libraries(folder / "logs" / f"pretrain-rank-{launched_rank():04d}.log")
     engine = Engine.start(config, "pretrain", trains=True)
     trainer = Trainer(config, engine, data, made)
+    del made  # its fp32 copy of the weights: the masters have them now
     counters = trainer.run()
     if engine.is_main:
         ended = "finished" if counters.finished else "stopped; launch again to continue"
@@ -60,38 +59,6 @@ def prepare_folder(config: Config) -> Path:
     except OSError as error:
         raise UserError(f"run.dir {folder} cannot be written: {error.strerror}; give another --run.dir") from None
     return folder
-
-
-def describe(config: Config) -> None:
-    """What a run would do, without training: parameters, memory per process, steps, shards, disk."""
-    processes = launched_world_size()
-    steps = accumulation(config, processes)
-    data = build_data(config)
-    model, _, constants, trainable = build_model(config, data.view_size)
-    if launched_rank():
-        return
-    trained = sum(t.numel() for t in trainable.values())
-    frozen = sum(p.numel() for p in model.parameters()) - trained
-    # bf16 weights and fp32 accumulated gradients whole or per shard; masters, two moments and the average in fp32, sharded.
-    memory = 2 * (trained + frozen) + 4 * trained + (4 * 4 * trained) / processes
-    folder = Path(config.run.dir)
-    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
-    needed = (config.checkpoint.keep_last + 1) * 16 * trained + 8 * (trained + frozen)
-    _say(
-        f"backbone {model.config.backbone}, weights: {model.weights_origin}",
-        f"parameters: {trained:,} trained, {frozen:,} frozen",
-        f"processes: {processes}; photos per step: {config.training.global_batch} = {processes} x {steps} micro-batches "
-        f"x {config.training.micro_batch}",
-        f"steps: {data.steps} over {len(data.train)} training photos; validation on {len(data.val)} every "
-        f"{data.validate_every}",
-        f"model and optimizer memory per process: {memory / GIB:.2f} GiB, activations not counted",
-        f"disk: {needed / GIB:.2f} GiB for checkpoints and models, {free / GIB:.1f} GiB free at {parent}",
-    )
-    if needed > free:
-        raise UserError(
-            f"{parent} has {free / GIB:.1f} GiB free, {needed / GIB:.1f} GiB are needed; give another --run.dir"
-        )
 
 
 def _say(*lines: str) -> None:

@@ -27,7 +27,7 @@ from tests.distributed.plain_loop import MOMENTUM
 
 
 class Watched(Trainer):
-    """Draws the curvature's labels from a seed that a reference can repeat, and notes what the model chooses."""
+    """Draws the curvature's labels, or signs, from a seed that a reference can repeat, and notes what the model chooses."""
 
     choices: Choices
 
@@ -38,6 +38,10 @@ class Watched(Trainer):
     def _curvature(self, views, batch):  # type: ignore[no-untyped-def]
         torch.manual_seed(1000 + self.engine.rank)
         super()._curvature(views, batch)
+
+    def _loss_again(self, step, views, view_mask, batch, targets):  # type: ignore[no-untyped-def]
+        torch.manual_seed(1000 + self.engine.rank)
+        return super()._loss_again(step, views, view_mask, batch, targets)
 
 
 def bf16_sums(path: Path) -> dict:

@@ -30,9 +30,20 @@ class Watched(Trainer):
             "positions": [positions[step] for step in sorted(positions)],
             "owned": sum(state["exp_avg"].numel() for state in self.masters.states()),
             "parameters": sum(p.numel() for p in self.masters.parameters.values()),
+            "held": self._held(),
         }
         with open(f"{stem}-{self.engine.rank}.json", "w") as file:
             json.dump(seen, file)
+
+    def _held(self) -> dict[str, int]:
+        """Bytes of the tensors that live from step to step."""
+        states = [v for state in self.masters.states() for k, v in state.items() if k != "step"]
+        return {
+            "weights": sum(p.nbytes for p in self.model.parameters()),
+            "masters": sum(flat.nbytes for flat in self.masters.flats()),
+            "optimizer": sum(tensor.nbytes for tensor in states),
+            "average": sum(flat.nbytes for flat in self.average.flats),
+        }
 
 
 stage.Trainer = Watched  # type: ignore[misc]

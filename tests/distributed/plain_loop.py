@@ -14,7 +14,7 @@ from roadwork.config import Config, accumulation
 from roadwork.cpu_bf16 import widen_products
 from roadwork.data.loader import Batch, TrainLoader
 from roadwork.losses import Targets, TotalLoss
-from roadwork.training.curvature import sampled_loss
+from roadwork.training.curvature import hessian_diagonal, sampled_loss
 from roadwork.training.parts import build_data, build_model
 from tests.distributed.choices import Choices, Chosen
 
@@ -31,6 +31,8 @@ class Plain:
     masters: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
     hessian: Tensors = field(default_factory=dict)
+    first_estimate: Tensors = field(default_factory=dict)
+    """Sophia-H: the Hessian's diagonal before the first step, the mean over ranks."""
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -87,13 +89,16 @@ class Run:
             for name, g in zip(self.parameters, found, strict=True)
         }
 
-    def _micro(self, step: int, batch: Batch) -> tuple[Tensors, float]:
-        self.choices.positions = batch.position.tolist()
+    def _loss(self, step: int, batch: Batch) -> Tensor:
         outputs = self._forward(batch)
         masks = batch.masks.float() if batch.masks is not None else None
         targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, self.counts.of(step))
         ramp = min(1.0, (step + 1) / self.config.loss.consistency_ramp_steps)
-        loss, _ = self.loss(outputs, targets, ramp)
+        return self.loss(outputs, targets, ramp)[0]
+
+    def _micro(self, step: int, batch: Batch) -> tuple[Tensors, float]:
+        self.choices.positions = batch.position.tolist()
+        loss = self._loss(step, batch)
         return self._gradient(loss), float(loss.detach())
 
     def train(self, steps: int, factor: Any) -> Plain:
@@ -112,6 +117,8 @@ class Run:
                     for gradient, _ in parts[1:]:
                         ranks = ranks + gradient[name]
                     total[name] += ranks
+            if self.config.optimizer.name == "sophia_h" and step % self.config.optimizer.hessian_every == 0:
+                stepper.curvature(step, last)
             self._step(step, total, stepper, self.config.training.learning_rate * factor(step))
             self.out.losses.append(loss)
             if self.config.optimizer.name == "sophia" and step % self.config.optimizer.hessian_every == 0:
@@ -122,7 +129,7 @@ class Run:
     def _stepper(self) -> Any:
         if self.sgd:
             return _Sgd(self)
-        return _Sophia(self) if self.config.optimizer.name == "sophia" else _Adam(self)
+        return {"sophia": _Sophia, "sophia_h": _SophiaH, "adamw": _Adam}[self.config.optimizer.name](self)
 
     def _step(self, step: int, total: Tensors, stepper: Any, rate: float) -> None:
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in total.values()))
@@ -141,27 +148,36 @@ class Run:
 
 
 class _Adam:
-    """torch's AdamW over one fp32 tensor per parameter group, as flat as ZeRO holds it."""
+    """torch's AdamW over the tensors that ZeRO holds: each parameter group flat, padded and cut into a part per rank.
+
+    The kernel rounds the last few elements of a tensor, which fill no vector, in a way of their own: the cuts matter.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         o = run.config.optimizer
-        self.flats = [torch.cat([run.masters[name].reshape(-1) for name in names]) for _, names in run.groups]
+        self.parts = [self._cut([run.masters[name] for name in names]) for _, names in run.groups]
         given = [
-            {"params": [flat], "weight_decay": group["weight_decay"], "lr": 0.0}
-            for flat, (group, _) in zip(self.flats, run.groups, strict=True)
+            {"params": parts, "weight_decay": group["weight_decay"], "lr": 0.0}
+            for parts, (group, _) in zip(self.parts, run.groups, strict=True)
         ]
         self.optimizer = torch.optim.AdamW(given, betas=o.betas, eps=o.eps, fused=True)
 
+    def _cut(self, tensors: list[Tensor]) -> list[Tensor]:
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % (2 * self.run.world)))
+        return [part.clone() for part in padded.chunk(self.run.world)]
+
     def step(self, count: int, gradient: Tensors, rate: float) -> None:
-        for group, flat, (given, names) in zip(self.optimizer.param_groups, self.flats, self.run.groups, strict=True):
+        for group, parts, (given, names) in zip(self.optimizer.param_groups, self.parts, self.run.groups, strict=True):
             group["lr"] = rate * given.get("lr_scale", 1.0)
-            flat.grad = torch.cat([gradient[name].reshape(-1) for name in names])
+            for part, grad in zip(parts, self._cut([gradient[name] for name in names]), strict=True):
+                part.grad = grad
         self.optimizer.step()
-        for flat, (_, names) in zip(self.flats, self.run.groups, strict=True):
-            parts = flat.split([self.run.masters[name].numel() for name in names])
-            for name, part in zip(names, parts, strict=True):
-                self.run.masters[name].copy_(part.view_as(self.run.masters[name]))
+        for parts, (_, names) in zip(self.parts, self.run.groups, strict=True):
+            sizes = [self.run.masters[name].numel() for name in names]
+            for name, whole in zip(names, torch.cat(parts)[: sum(sizes)].split(sizes), strict=True):
+                self.run.masters[name].copy_(whole.view_as(self.run.masters[name]))
 
 
 class _Sgd:
@@ -213,3 +229,39 @@ class _Sophia:
         for name, h in self.h.items():
             g = sum(part[name] for part in parts) / run.world
             h.mul_(beta).addcmul_(g, g, value=(1 - beta) * photos)
+
+
+class _SophiaH:
+    """Sophia-H written out from the paper (arXiv 2305.14342, algorithms 1 and 3), the Hessian averaged over the ranks."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.mean, self.h = ({name: torch.zeros_like(t) for name, t in run.masters.items()} for _ in range(2))
+        run.out.hessian = self.h
+
+    def curvature(self, step: int, batches: list[Batch]) -> None:
+        run = self.run
+        names = [name for _, group in run.groups for name in group]  # in the order in which the signs are drawn
+        total = {name: torch.zeros_like(h) for name, h in self.h.items()}
+        for rank, batch in enumerate(batches):
+            torch.manual_seed(1000 + rank)
+            # Bound to this batch: its loss stands for the mean over ranks and micro-batches.
+            found = hessian_diagonal(
+                [run.parameters[name] for name in names],
+                lambda batch=batch: run._loss(step, batch) * (run.world * run.micro_steps),  # type: ignore[misc]
+            )
+            for name, diagonal in zip(names, found, strict=True):
+                total[name] += diagonal / run.world
+        run.out.first_estimate = run.out.first_estimate or total
+        for name, h in self.h.items():
+            h.lerp_(total[name], 1 - run.config.optimizer.sophia_betas[1])
+
+    def step(self, count: int, gradient: Tensors, rate: float) -> None:
+        o = self.run.config.optimizer
+        for group, names in self.run.groups:
+            lr, decay = rate * group["lr_scale"] * o.sophia_rho, group["weight_decay"] / o.sophia_rho
+            for name in names:
+                weight = self.run.masters[name]
+                self.mean[name].lerp_(gradient[name], 1 - o.sophia_betas[0])
+                bound = (o.sophia_rho * self.h[name]).clamp_min(o.eps)
+                weight.mul_(1 - lr * decay).sub_((self.mean[name] / bound).clamp(-1, 1), alpha=lr)

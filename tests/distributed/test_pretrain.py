@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from roadwork.command_line import parse
+from roadwork.engine import CPU_CONFIG, read_ds_config
 from roadwork.monitoring.runlog import read_last_per_step
+from roadwork.training.dry_run import held_bytes
 from tests.conftest import Launch
 from tests.launching import TINY
 
@@ -53,6 +56,10 @@ def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partit
     owned = [rank["owned"] for rank in ranks]
     assert sum(owned) >= ranks[0]["parameters"]
     assert all(0.45 < part / ranks[0]["parameters"] < 0.55 for part in owned), "the optimizer state is not partitioned"
+    config, settings = parse("pretrain", TINY).config, read_ds_config(CPU_CONFIG)
+    foreseen = held_bytes(config, settings, ranks[0]["parameters"], 0, processes=2, on_cpu=True)
+    for rank in ranks:  # what --dry_run says; partitions are padded
+        assert rank["held"] == pytest.approx({part: foreseen[part] for part in rank["held"]}, rel=0.02)
 
 
 def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path: Path) -> None:
