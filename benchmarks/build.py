@@ -1,11 +1,13 @@
 """Photos per second of `shards.build` beside the limit of bare decoding and encoding.
 
-`python -m benchmarks.build [--photos 400] [--view-size 512] [--rounds 3] [--json]`
+`python -m benchmarks.build [--photos 400] [--view-size 512] [--rounds 3] [--enlarge 3] [--json]`
 
-Photos of the embedded benchmark, without masks, as the hub's are. `limit` is a bare loop in as many processes over bytes
-in memory: the photo decoded as the build decodes it, and its finished sheet of views encoded at the same quality, before
-and after each build. Reading, cutting, resizing, hashing, rows and tars are the build's own. `drawn` is the drawing of
-the photos themselves, with their masks and parquet files. Medians over rounds; the last line is one JSON object.
+Photos of the embedded benchmark, without masks, as the hub's are, and the same enlarged to a phone's 8 megapixels
+(`large_*`). `limit` is a bare loop in as many processes over bytes in memory: the photo decoded as the build decodes it,
+and its finished sheet of views encoded at the same quality, before and after each build. The build's own rate counts
+from the first photos on: its processes start once, whatever the number of photos. Reading, cutting, resizing, hashing,
+rows and tars are the build's own. `drawn` is the drawing of the photos themselves, with their masks and parquet files.
+Medians over rounds; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
@@ -36,18 +39,30 @@ DISTINCT = 16
 """Photos that the bare loop repeats."""
 
 
-def draw(folder: Path, photos: int) -> tuple[list[bytes], float]:
+def draw(folder: Path, photos: int, enlarge: int) -> tuple[list[bytes], float]:
     """Parquet without masks in `folder`; returns the first encoded photos and the photos drawn per second."""
     began = time.perf_counter()
     files = street.write_parquet(folder, photos)
     rate = photos / (time.perf_counter() - began)
     first: list[bytes] = []
     for path in files:
-        table = pq.read_table(path)
-        column = table.column("image").combine_chunks()
-        first += [row["bytes"] for row in column.slice(0, DISTINCT - len(first)).to_pylist()]
-        pq.write_table(table.drop_columns(["masks"]), path, row_group_size=100)
+        table = pq.read_table(path).drop_columns(["masks"])
+        column = table.column("image")
+        if enlarge > 1:
+            made = pa.array(
+                [{**row, "bytes": enlarged(row["bytes"], enlarge)} for row in column.to_pylist()], column.type
+            )
+            table = table.set_column(table.column_names.index("image"), "image", made)
+        first += [row["bytes"] for row in table.column("image").slice(0, DISTINCT - len(first)).to_pylist()]
+        pq.write_table(table, path, row_group_size=20)
     return first, rate
+
+
+def enlarged(data: bytes, factor: int) -> bytes:
+    """A photo with `factor` times the side, as a phone's sensor has."""
+    rgb = simplejpeg.decode_jpeg(data)
+    large = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    return simplejpeg.encode_jpeg(large, 92, "RGB", "420")
 
 
 def bare(photos: list[bytes], options: BuildOptions, rounds: int, gate: Any, out: Any) -> None:
@@ -83,23 +98,40 @@ def limit(photos: list[bytes], options: BuildOptions, processes: int) -> float:
     return float(sum(found))
 
 
-def run(photos: int, view_size: int, rounds: int) -> dict[str, Any]:
+def rate_of(options: BuildOptions) -> float:
+    """Photos per second of a build from the first progress of its processes on: their start counts once per build."""
+    marks = [(time.perf_counter(), 0)]
+
+    def progress(what: str, done: int, kept: int, total: int) -> None:
+        if what == "encode" and done > marks[-1][1]:
+            marks.append((time.perf_counter(), done))
+
+    build(options, progress)
+    first, last = marks[1 if len(marks) > 3 else 0], marks[-1]
+    return (last[1] - first[1]) / (last[0] - first[0])
+
+
+def run(photos: int, view_size: int, rounds: int, enlarge: int = 1) -> dict[str, Any]:
     """Build `rounds` times, each between two measurements of the limit."""
     processes = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        first, drawn = draw(Path(folder) / "source", photos)
+        first, drawn = draw(Path(folder) / "source", photos, enlarge)
         figures: dict[str, list[float]] = {"ours": [], "limit_before": [], "limit_after": [], "ratio": []}
         for number in range(rounds):
             options = BuildOptions(
-                f"{folder}/source", f"{folder}/shards-{number}", view_size=view_size, processes=processes
+                f"{folder}/source",
+                f"{folder}/shards-{number}",
+                view_size=view_size,
+                processes=processes,
+                samples_per_shard=50,
             )
             before = limit(first, options, processes)
-            ours = photos / build(options).encode_s
+            ours = rate_of(options)
             after = limit(first, options, processes)
             for values, value in zip(figures.values(), (ours, before, after, 2 * ours / (before + after)), strict=True):
                 values.append(value)
     return {
-        "benchmark": "build", "photos": photos, "photo_size": "1280x720", "view_size": view_size,
+        "benchmark": "build", "photos": photos, "photo_size": f"{1280 * enlarge}x{720 * enlarge}", "view_size": view_size,
         "processes": processes, "rounds": rounds, "drawn": round(drawn, 2),
         "seconds_to_draw_1000": round(1000 / drawn, 1),
         **{name: round(float(statistics.median(values)), 3) for name, values in figures.items()},
@@ -111,10 +143,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--view-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--enlarge", type=int, default=3, help="sides of the large photos, times 1280x720")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     options = parser.parse_args(argv)
     pa.set_cpu_count(1)
     found = run(options.photos, options.view_size, options.rounds)
+    large = run(max(options.photos // 4, 24), options.view_size, options.rounds, options.enlarge)
+    names = ("photos", "photo_size", "ours", "limit_before", "limit_after", "ratio")
+    found |= {f"large_{name}": large[name] for name in names}
     if not options.json:
         for name, value in found.items():
             print(f"{name:22} {value}")

@@ -93,11 +93,47 @@ def _spread(length: int, side: int, count: int) -> list[int]:
 
 
 def make_views(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int) -> Array:
-    """Cut and resize: uint8 [H, W, 3] and boxes [V, 4] in pixels -> uint8 [V, S, S, 3]."""
+    """Cut and resize: uint8 [H, W, 3] and boxes [V, 4] in pixels -> uint8 [V, S, S, 3].
+
+    Views are cut from copies of the photo that are halved until less than a factor of two is left (a pyramid, as for
+    textures: Williams 1983), which all views share: an area average for each view of a 12-megapixel photo would cost
+    more than decoding and encoding together.
+    """
     size = check_view_size(view_size)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"a photo is uint8 [H, W, 3]; got {rgb.dtype} {rgb.shape}")
-    return np.stack([_resize(_crop(rgb, box), size) for box in boxes])
+    halved = [np.ascontiguousarray(rgb)]
+    views = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
+    for view, box in zip(views, boxes, strict=True):
+        level = max(min(_crop(rgb, box).shape[:2]) // size, 1).bit_length() - 1
+        while len(halved) <= level:
+            height, width = halved[-1].shape[:2]
+            halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
+        _draw(_crop(halved[level], _scaled(box, rgb, halved[level])), view)
+    return views
+
+
+def _draw(crop: Array, view: Array) -> None:
+    """Fill a view [S, S, 3] from a crop whose shorter side is less than twice as long.
+
+    Linear interpolation then leaves no pixel out. Where the longer side is, the crop is drawn at twice the size first.
+    """
+    size = len(view)
+    if max(crop.shape[:2]) >= 2 * size:
+        crop = _resized(crop, 2 * size, 2 * size, cv2.INTER_LINEAR)
+        cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_AREA)
+    else:
+        cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_LINEAR)
+
+
+def _scaled(box: npt.NDArray[np.float32], photo: Array, level: Array) -> npt.NDArray[np.float32]:
+    """A box in pixels of the photo, in whole pixels of a halved copy."""
+    scale = np.array([level.shape[1] / photo.shape[1], level.shape[0] / photo.shape[0]] * 2)
+    return np.rint(box * scale).astype(np.float32)
+
+
+def _resized(image: Array, width: int, height: int, interpolation: int) -> Array:
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.uint8)
 
 
 def make_mask_views(bits: Array, boxes: npt.NDArray[np.float32], view_size: int, classes: int = 6) -> Array:
