@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/mypy
 
 drill: install
-	ROADWORK_DRILL=long $(BIN)/python -m pytest tests/training/test_atomic.py
+	ROADWORK_DRILL=long $(BIN)/python -m pytest tests/training/test_atomic.py tests/faults/test_random_kills.py
 	$(BIN)/python -m tests.faults.kills --folder $(DRILL) --save
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python docs/generate_reliability.py

@@ -18,6 +18,7 @@ from tests.faults.kills import PLACES, VICTIMS, WORD, Drill, broken, members, ne
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.mark.skipif(os.environ.get("ROADWORK_DRILL") != "long", reason="the long drill: make drill")
 def test_killed_inside_a_write_it_ends_as_if_nothing_had_happened_and_the_drill_goes_on(
     shards: Path, tmp_path: Path
 ) -> None:
