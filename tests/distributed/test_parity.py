@@ -219,8 +219,8 @@ BITWISE = [name for name in TRIALS if not name.startswith("clip")]
 def test_weights_and_average_equal_a_plain_loop(runs: dict[str, Any], plain: Callable[[str], Plain], name: str) -> None:
     """Catches bf16 accumulation, a lost micro-batch, a short last step that is weighted wrong, rounded masters.
 
-    Bit-equal, AdamW and Sophia-G alike: bf16 with fp32 masters on 1 and 2 processes, accumulation 1 and 4 (on 2
-    processes without accumulation after 20 steps). Within noise: fp32 to 1e-6, on 4 processes to 1e-5. On 4 processes bf16 turns each ulp into a rounding of its
+    Bit-equal, AdamW and Sophia-G alike: bf16 with fp32 masters on 1 and 2 processes, accumulation 1 and 4 (LONG: after 20
+    steps). Within noise: fp32 to 1e-6, on 4 processes to 1e-5. On 4 processes bf16 turns each ulp into a rounding of its
     own (see below); twenty steps of gradient descent in fp32 are within 1e-6 on 1, 2 and 4 processes, accumulation 1 and 4.
     """
     end, reference = runs[name]["end"], plain(name)
