@@ -1,6 +1,7 @@
 """What the shared prefix saves: `python -m benchmarks.folds --run DIR --shards DIR`.
 
-The same folds are trained from cached encoder outputs and by encoding every batch anew, on one process.
+The same folds are trained from cached encoder outputs and by encoding every batch anew, on one process. What is saved
+does not depend on the number of photos: `--photos` takes the first ones of the training split.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +32,24 @@ def main() -> None:
     parser.add_argument("--shards", default="runs/demo/shards")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--photos", type=int, default=128, help="0: all of the training split")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     options = parser.parse_args()
     config = Config()
     config.run.dir, config.data.shards = options.run, options.shards
     config.folds.num_folds, config.folds.epochs, config.folds.patience = options.folds, options.epochs, 0
-    figures = measure(config, torch.device(options.device))
+    figures = measure(config, torch.device(options.device), options.photos)
     if not options.json:
         for name, value in figures.items():
             print(f"{name:24} {value}")
     print(json.dumps(figures))
 
 
-def measure(config: Config, device: torch.device) -> dict[str, float | int | str]:
+def measure(config: Config, device: torch.device, photos: int = 0) -> dict[str, float | int | str]:
     """Seconds with the cache (its filling included) and without; bytes; largest differences."""
     index, encoding = ShardIndex.open(config.data.shards, "train"), Encoding(config, device)
-    data = folds.fold_data(index, config)
+    data = first(folds.fold_data(index, config), photos or len(index))
     model = RoadworkDetector.from_pretrained(Path(config.run.dir) / "best", device).float().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
@@ -69,6 +72,12 @@ def measure(config: Config, device: torch.device) -> dict[str, float | int | str
         "largest_difference": max(float(abs(a.log_odds - b.log_odds).max()) for a, b in zip(mine, theirs, strict=True)),
         "merged_error": error,
     }
+
+
+def first(data: folds.FoldData, photos: int) -> folds.FoldData:
+    """The first photos of all folds."""
+    parts = {name: getattr(data, name)[:photos] for name in ("rows", "ids", "labels", "weights", "fold")}
+    return replace(data, **parts)
 
 
 def _train(

@@ -207,9 +207,10 @@ class Heartbeat:
             return  # a full disk must not end the run from here
 
     def _give_up(self) -> None:
+        waits = _in_collective()  # now: a peer that leaves first breaks the collective
         try:
             time.sleep(2.0)  # until every rank's last beat is in its file
-            line = self._verdict()
+            line = self._verdict(waits)
             sys.stderr.write(line)
             sys.stderr.flush()
             with open(self.path.with_suffix(".stacks"), "w") as file:
@@ -218,9 +219,9 @@ class Heartbeat:
         finally:
             os._exit(75)
 
-    def _verdict(self) -> str:
-        """One line: who hangs, as far as the ranks' files tell."""
-        mine = {**self._state, "waits": _in_collective()}
+    def _verdict(self, waits: bool) -> str:
+        """One line: who hangs, as far as the ranks' files tell; `waits`: whether this rank is in a collective."""
+        mine = {**self._state, "waits": waits}
         known = [mine if rank == self.rank else self._read(rank) for rank in range(self.world_size)]
         fewest = min(state["beats"] for state in known)
         behind = [rank for rank, state in enumerate(known) if state["beats"] == fewest]
