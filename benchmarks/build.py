@@ -30,10 +30,10 @@ import simplejpeg
 
 from roadwork.data import street
 from roadwork.data.build import build
-from roadwork.data.encode import scaled_boxes, shrink_for
+from roadwork.data.encode import shrink_for
 from roadwork.data.images import Photo
 from roadwork.data.plan import BuildOptions
-from roadwork.data.views import compose_sheet, make_views, view_boxes
+from roadwork.data.views import compose_sheet, make_views, scaled_boxes, view_boxes
 
 DISTINCT = 16
 """Photos that the bare loop repeats."""

@@ -27,7 +27,7 @@ from roadwork.data.scan import ShardRows, pack_rows, scan_shard, unpack_rows
 from roadwork.data.shards import Sample, write_shard
 from roadwork.data.sources import Source
 from roadwork.data.store import LocalStore, Store, open_store
-from roadwork.data.views import compose_sheet, make_mask_views, make_views, view_boxes
+from roadwork.data.views import compose_sheet, make_mask_views, make_views, scaled_boxes, view_boxes
 
 BUILD = ".build"
 """Folder of what a relaunch needs beside the shards."""
@@ -220,13 +220,3 @@ def mask_views(bits: np.ndarray, boxes: np.ndarray, view_size: int) -> np.ndarra
         whole = np.array([[0, 0, x1 - x0, y1 - y0]], dtype=np.float32)
         made.append(make_mask_views(np.ascontiguousarray(bits[y0:y1, x0:x1]), whole, view_size)[0])
     return np.stack(made)
-
-
-def scaled_boxes(boxes: np.ndarray, photo: tuple[int, int], plane: tuple[int, ...]) -> np.ndarray:
-    """Boxes in pixels of the photo (width, height) to whole pixels of a copy of it [h, w, ...], never empty."""
-    scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
-    scaled = np.rint(boxes * scale)
-    limit = np.array([plane[1], plane[0]])
-    scaled[:, :2] = np.minimum(scaled[:, :2], limit - 1)
-    scaled[:, 2:] = np.clip(scaled[:, 2:], scaled[:, :2] + 1, limit)
-    return scaled.astype(np.float32)

@@ -96,8 +96,7 @@ def make_views(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int) -> Ar
     """Cut and resize: uint8 [H, W, 3] and boxes [V, 4] in pixels -> uint8 [V, S, S, 3].
 
     Views are cut from copies of the photo that are halved until less than a factor of two is left (a pyramid, as for
-    textures: Williams 1983), which all views share: an area average for each view of a 12-megapixel photo would cost
-    more than decoding and encoding together.
+    textures: Williams 1983), which all views share; an area average of its own for each view would read the photo again.
     """
     size = check_view_size(view_size)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
@@ -109,7 +108,8 @@ def make_views(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int) -> Ar
         while len(halved) <= level:
             height, width = halved[-1].shape[:2]
             halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
-        _draw(_crop(halved[level], _scaled(box, rgb, halved[level])), view)
+        (scaled,) = scaled_boxes(box[None], rgb.shape[1::-1], halved[level].shape)
+        _draw(_crop(halved[level], scaled), view)
     return views
 
 
@@ -126,10 +126,16 @@ def _draw(crop: Array, view: Array) -> None:
         cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_LINEAR)
 
 
-def _scaled(box: npt.NDArray[np.float32], photo: Array, level: Array) -> npt.NDArray[np.float32]:
-    """A box in pixels of the photo, in whole pixels of a halved copy."""
-    scale = np.array([level.shape[1] / photo.shape[1], level.shape[0] / photo.shape[0]] * 2)
-    return np.rint(box * scale).astype(np.float32)
+def scaled_boxes(
+    boxes: npt.NDArray[np.float32], photo: tuple[int, int], plane: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """Boxes in pixels of the photo (width, height) to whole pixels of a copy of it [h, w, ...], never empty."""
+    scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
+    scaled = np.rint(boxes * scale)
+    limit = np.array([plane[1], plane[0]])
+    scaled[:, :2] = np.minimum(scaled[:, :2], limit - 1)
+    scaled[:, 2:] = np.clip(scaled[:, 2:], scaled[:, :2] + 1, limit)
+    return scaled.astype(np.float32)
 
 
 def _resized(image: Array, width: int, height: int, interpolation: int) -> Array:
@@ -150,7 +156,7 @@ def make_mask_views(bits: Array, boxes: npt.NDArray[np.float32], view_size: int,
         plane = np.asarray((bits >> k & 1) * 255, dtype=np.uint8)
         if plane.any():
             for view, box in zip(views, boxes, strict=True):
-                view |= (_resize(_crop(plane, box), size) >= 128).astype(np.uint8) << k
+                view |= (_resize_plane(_crop(plane, box), size) >= 128).astype(np.uint8) << k
     return views
 
 
@@ -162,7 +168,7 @@ def _crop(image: Array, box: npt.NDArray[np.float32]) -> Array:
     return image[y0:y1, x0:x1]
 
 
-def _resize(crop: Array, size: int) -> Array:
+def _resize_plane(crop: Array, size: int) -> Array:
     """Area average where the crop shrinks, then linear where it grows: OpenCV's area mode alone does not average
     one axis while the other grows."""
     height, width = crop.shape[:2]

@@ -19,12 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from roadwork.data.decode import encode_masks
-from roadwork.data.encode import scaled_boxes
 from roadwork.data.index import MANIFEST, ShardIndex, read_manifest, write_index
 from roadwork.data.mask_files import PhotoMasks, read_masks
 from roadwork.data.scan import ShardRows, scan_shard
 from roadwork.data.shards import Sample, atomic_file, read_samples, write_shard
-from roadwork.data.views import compose_sheet, make_mask_views
+from roadwork.data.views import compose_sheet, make_mask_views, scaled_boxes
 from roadwork.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -65,6 +65,11 @@ class Checkpointer:
         """Whether this process still writes a checkpoint in the background."""
         return self._pending is not None and not self._pending.done()
 
+    def holds(self, step: int) -> bool:
+        """Whether the checkpoint of a step is complete; one in flight is waited for. Collective."""
+        self.wait()
+        return bool(self.engine.broadcast_object((self.folder / f"step-{step:08d}" / MARKER).is_file()))
+
     def wait(self) -> bool:
         """Block until the checkpoint in flight is COMPLETE; False where it could not be written (a full disk)."""
         pending, self._pending = self._pending, None

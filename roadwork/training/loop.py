@@ -71,7 +71,6 @@ class Trainer:
         if self.micro_steps > 1:
             self.stop.join(engine)
         self.compiled: set[str] = set()
-        self.saved_step = 0  # what no step changed needs no checkpoint
         self.heart = Heartbeat(self.folder, engine.rank, engine.world_size, config.engine.timeout_s)
         self._build(made)
         self.counters = Counters() if subfolder else self._resume()
@@ -114,7 +113,6 @@ class Trainer:
         stored = load_training_state(path, self.masters, self.average)
         counters = Counters(**{k: v for k, v in stored.items() if k in Counters.__dataclass_fields__})
         counters.check_order(fresh, path)
-        self.saved_step = counters.step
         ended_early = bool(config.training.patience) and counters.stale_validations >= config.training.patience
         counters.finished = counters.finished and (ended_early or counters.step >= self.steps_total)
         log.info("resumed from %s", path)
@@ -181,9 +179,7 @@ class Trainer:
     def _leave(self) -> bool:
         """A signal came: save what is not, wait until the checkpoint is complete. Collective; always True."""
         step = self.counters.step
-        if self.saved_step != step:
-            self._save()
-        if self.checkpoints.wait():
+        if self._saved():
             saved = f"checkpoint of step {step} is complete" if step else "no step was made"
             log.warning("signal %s: %s", self.stop.received or "on a peer", saved)
         return True
@@ -405,8 +401,7 @@ class Trainer:
         """
         counters, step = self.counters, self.counters.step
         if self.config.model.compile and "validation" not in self.compiled:
-            self._save()
-            self.checkpoints.wait()
+            self._saved()
         self.heart.beat(step, "validation")
         whole = self.average.whole() if self.average is not None else None
 
@@ -478,13 +473,19 @@ class Trainer:
         with self.journal.board() as board:
             board.hparams(self.config, {"val_mcc": counters.best_mcc}, self.config.run.dir)
 
+    def _saved(self) -> bool:
+        """Save what is not; whether it then is. What no step changed needs no checkpoint. Collective."""
+        step = self.counters.step
+        if step and not self.checkpoints.holds(step):
+            self._save()
+        return not step or self.checkpoints.holds(step)
+
     def _save(self) -> None:
         began, step = time.perf_counter(), self.counters.step
         self.heart.beat(step, "checkpoint")
         with self.journal.board() as board:
             board.flush()
         self.checkpoints.save(step, self.masters, self.average, asdict(self.counters))
-        self.saved_step = step
         with self.journal.board() as board:
             board.scalars(step, {"perf/checkpoint_stall_s": time.perf_counter() - began})
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from roadwork.data.decode import decode_views
-from roadwork.data.encode import encode_photo, mask_views, scaled_boxes, shrink_for
+from roadwork.data.encode import encode_photo, mask_views, shrink_for
 from roadwork.data.images import decode_photo
 from roadwork.data.plan import BuildOptions, Entry
 from roadwork.data.record import Record
-from roadwork.data.views import make_mask_views, make_views, view_boxes
+from roadwork.data.views import make_mask_views, make_views, scaled_boxes, view_boxes
 from tests.data.photos import encode, scene
 
 
