@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from roadwork.training.checkpoint import complete_checkpoints
+from roadwork.training.checkpoint import Checkpointer, complete_checkpoints
 from roadwork.training.loop import Trainer
 from tests.training.small_trainer import Make, make_trainer, sheets  # noqa: F401 - fixtures
 
@@ -65,3 +65,20 @@ def test_where_nothing_is_unsaved_a_signal_ends_the_process_at_once(when: str) -
     assert done.returncode == 0 and done.stdout == ""
     number = signal.SIGUSR2 if when == "before" else signal.SIGTERM
     assert done.stderr == f"signal {number.value}: left at once, nothing was unsaved\n"
+
+
+def test_a_checkpoint_that_a_full_disk_refused_is_written_when_a_signal_comes(
+    trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = Checkpointer._write, []
+
+    def full_once(self: Checkpointer, *given: Any) -> None:
+        if not refused:
+            refused.append(given[0])
+            raise OSError(28, "No space left on device")
+        write(self, *given)
+
+    monkeypatch.setattr(Checkpointer, "_write", full_once)
+    trainer("--checkpoint.every_steps=3", kind=Signalled).run()
+    assert refused == [3]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003"]
