@@ -24,6 +24,8 @@ NOT_BENCHMARKS = {
     "tables",
     "paired",
     "ablation_variants",
+    "headlines",
+    "references",
     "augment_sheet",
     "loader_clock",
     "loader_peers",

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.headlines import HEADLINES
 from benchmarks.results import RESULTS, ROOT, newest
 
 BEGIN, END = "<!-- results: written by python -m benchmarks.tables -->", "<!-- end of results -->"
 PICTURE = Path("docs/ablation.svg")
-SHOWN = 12
-"""Figures of a benchmark that the README shows; the file holds all."""
 _LEFT, _WIDE, _ROW = 190, 720, 26
 _COLOURS = {"helps": "#1a7f37", "harms": "#cf222e", "not shown": "#6e7781"}
 
@@ -29,26 +28,43 @@ def block(results: Mapping[str, dict[str, Any]]) -> str:
     if not results:
         return "No dated result lies in `benchmarks/results/` yet.\n"
     parts = list(ablation(results["ablation"])) if "ablation" in results else []
+    return "\n".join([*parts, *headlines(results), *origins(results)]) + "\n"
+
+
+def headlines(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """The figures that tell most, one row each; the files hold all."""
+    rows = [line for line in HEADLINES if line.benchmark in results]
+    if rows:
+        yield "| measured | figure | by |\n|---|---|---|"
+    for line in rows:
+        value = results[line.benchmark]["figures"][line.key]
+        yield f"| {line.says} | {figure(value)} | {line.benchmark} |"
+    if rows:
+        yield ""
+
+
+def figure(value: float) -> str:
+    """Whole numbers from a thousand on with commas, others to three digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:.3g}"
+
+
+def origins(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Where each benchmark's figures come from."""
+    yield "| benchmark | measured on | by |\n|---|---|---|"
     for name, result in results.items():
-        if name != "ablation":
-            parts += [f"**{name}** ({origin(result)})\n", *figures(result["figures"])]
-    return "\n".join(parts).rstrip("\n") + "\n"
+        yield f"| {name} | {when(result)} | `{result['command']}` |"
 
 
 def origin(result: Mapping[str, Any]) -> str:
+    """When, on what and how a result was measured."""
+    return f"{when(result)}, `{result['command']}`"
+
+
+def when(result: Mapping[str, Any]) -> str:
     """When and on what a result was measured."""
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
-    return f"{result['date']}, commit {result['commit']}, {where}, `{result['command']}`"
-
-
-def figures(found: Mapping[str, Any]) -> Iterator[str]:
-    """A table of the plain numbers of a result."""
-    plain = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    yield "| figure | value |\n|---|---|"
-    for key, value in list(plain.items())[:SHOWN]:
-        yield f"| {key} | {value if isinstance(value, bool | int) else f'{value:.4g}'} |"
-    yield ""
+    return f"{result['date']}, commit {result['commit']}, {where}"
 
 
 def ablation(result: Mapping[str, Any]) -> Iterator[str]:

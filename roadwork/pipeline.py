@@ -45,7 +45,7 @@ def run_pipeline(config: Config) -> None:
     digest it is not run again. An interrupted stage resumes by itself.
 
     Raises:
-        UserError: a stage fails; the line names it, its exit status and its log.
+        UserError: a stage fails, or was stopped before its end; the line names it, and its exit status and log.
     """
     folder = Path(config.run.dir)
     (folder / "stages").mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,8 @@ def run_pipeline(config: Config) -> None:
             continue
         began = time.monotonic()
         _run(stage, _command(config, stage, options), config)
+        if not _ended(config, stage):
+            raise UserError(f"stage {stage} was stopped before its end; start the same command again to go on")
         spent = time.monotonic() - began
         _marker(config, stage).write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
         _say(f"{stage}: done in {spent:.0f} s")
@@ -79,6 +81,15 @@ def _done(config: Config, stage: str, digest: str) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     return marked == digest and all(path.exists() for path in _products(config, stage))
+
+
+def _ended(config: Config, stage: str) -> bool:
+    """Whether a stage that exited with 0 did all its work. Ranks that a signal stopped saved, and exited with 0 as well."""
+    if stage == "pretrain":
+        from roadwork.training.checkpoint import reached_end
+
+        return reached_end(Path(config.run.dir) / "checkpoints")
+    return all(path.exists() for path in _products(config, stage))
 
 
 def _marker(config: Config, stage: str) -> Path:

@@ -36,3 +36,14 @@ def test_a_stage_whose_product_is_gone_is_to_be_run_again(capsys, tmp_path):
     (tmp_path / "best" / "model.safetensors").unlink()
     describe(config)
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["to", "done"]
+
+
+def test_a_training_that_was_stopped_is_not_done_though_its_ranks_exited_with_0(tmp_path):
+    config = parse("pipeline", ["--run.dir", str(tmp_path), "--pipeline.stages", "[pretrain]"]).config
+    assert not pipeline._ended(config, "pretrain"), "no checkpoint at all"
+    for step, finished in ((2, False), (4, True)):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "counters.json").write_text(json.dumps({"finished": finished}))
+        (folder / "COMPLETE").write_text("{}")
+        assert pipeline._ended(config, "pretrain") is finished

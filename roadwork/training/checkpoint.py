@@ -235,6 +235,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / MARKER).is_file())
 
 
+def reached_end(folder: Path) -> bool:
+    """Whether the newest complete checkpoint of a folder is that of the run's end."""
+    newest = complete_checkpoints(folder)[-1:]
+    return any(json.loads((path / "counters.json").read_text())["finished"] for path in newest)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a complete checkpoint, or None."""
     try:

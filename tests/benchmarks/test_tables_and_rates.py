@@ -24,17 +24,18 @@ from benchmarks.fairness import (
     probe,
     view_boxes,
 )
+from benchmarks.headlines import HEADLINES
 from benchmarks.loader_clock import WARM, measure
 from benchmarks.order import count_errors, locality, weights_of
 from benchmarks.results import commit, machine, newest, save
-from benchmarks.tables import BEGIN, END, ablation, block, figures, origin, picture, wanted
+from benchmarks.tables import BEGIN, END, ablation, block, figure, headlines, origin, picture, wanted
 
 
 def result(**changes: Any) -> dict[str, Any]:
     values = {
         "name": "order", "date": "2026-01-02", "commit": "abc", "command": "python -m benchmarks.order",
         "machine": {"gpu": None, "cores": 2, "processor": "a chip"},
-        "figures": {"rate": 1234567.0, "count": 7, "good": True, "words": "no", "nested": {"a": 1}},
+        "figures": {line.key: 1234567.0 for line in HEADLINES if line.benchmark == "order"},
     }  # fmt: skip
     return values | changes
 
@@ -60,12 +61,17 @@ def test_where_a_figure_comes_from_is_told() -> None:
     assert "an accelerator" in origin(result(machine={"gpu": "an accelerator", "cores": 2, "processor": ""}))
 
 
-def test_plain_numbers_make_a_table_and_nothing_else_does() -> None:
-    lines = "\n".join(figures(result()["figures"]))
-    assert "| rate | 1.235e+06 |" in lines and "| count | 7 |" in lines and "| good | True |" in lines
-    assert "words" not in lines and "nested" not in lines
-    many = "\n".join(figures({f"f{i}": float(i) for i in range(40)}))
-    assert len(re.findall(r"\| f\d+ \|", many)) == 12
+def test_headlines_are_shown_of_what_was_measured_and_a_lost_figure_is_noticed() -> None:
+    lines = "\n".join(headlines({"order": result()}))
+    assert lines.count("| 1,234,567 | order |") == sum(line.benchmark == "order" for line in HEADLINES) > 0
+    assert "kornia" not in lines, "of a benchmark that has no result"
+    with pytest.raises(KeyError):
+        list(headlines({"order": result(figures={})}))
+
+
+@pytest.mark.parametrize(("value", "words"), [(1565059, "1,565,059"), (33.159, "33.2"), (0.0, "0"), (0, "0"), (7, "7")])
+def test_a_figure_is_short(value: float, words: str) -> None:
+    assert figure(value) == words
 
 
 def test_without_results_the_block_says_so() -> None:
@@ -74,7 +80,7 @@ def test_without_results_the_block_says_so() -> None:
 
 def test_the_ablation_comes_first_and_claims_stand_beside_what_was_measured() -> None:
     text = block({"order": result(), "ablation": ABLATION})
-    assert text.index("What each component is worth") < text.index("**order**")
+    assert text.index("What each component is worth") < text.index("| measured |")
     row = next(line for line in ablation(ABLATION) if line.startswith("| ema"))
     assert row == "| ema & more | +0.020 | +0.010 to +0.030 | +0.020 | +0.010 to +0.030 | 5 | helps | +5 % |"
     assert "| none |" in text, "a component without a claimed gain says so"

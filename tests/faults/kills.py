@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from benchmarks.results import commit, save
 from roadwork.monitoring.runlog import RunLog, read_last_per_step, read_lines
-from roadwork.training.checkpoint import MARKER, complete_checkpoints, damage
+from roadwork.training.checkpoint import MARKER, complete_checkpoints, damage, reached_end
 from tests.faults.scenes import assert_same_end, options
 from tests.launching import Job, build_shards, start
 
@@ -83,14 +83,6 @@ def newest(run: Path) -> str:
     if every and damage(path := every[max(every)]) is None and all(load_file(f) for f in path.glob("*.safetensors")):
         return max(every)
     return ""
-
-
-def finished(run: Path) -> bool:
-    """Whether the newest complete checkpoint is that of the end."""
-    return any(
-        json.loads((path / "counters.json").read_text())["finished"]
-        for path in complete_checkpoints(run / "checkpoints")[-1:]
-    )
 
 
 def logged(run: Path) -> int:
@@ -245,7 +237,7 @@ class Drill:
     def strike(self, launched: Launched, pids: list[int], pace: tuple[float, float]) -> dict[str, Any] | None:
         """One kill where the fewest were so far; what happened, or None where the job ended by itself."""
         process, kills = launched.job.process, self.lines("kill")
-        if not self.left() or not pids or finished(launched.run):
+        if not self.left() or not pids or reached_end(launched.run / "checkpoints"):
             process.wait()
             return None
         hits = [(line["where"], line["victim"]) for line in kills if line["outcome"] == "hit"]
@@ -263,7 +255,11 @@ class Drill:
         for pid in [pids[rank] for rank in VICTIMS[victim]] or [process.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        inside, late, at = bool(torn(launched.run) - launched.left), finished(launched.run), time.monotonic()
+        inside, late, at = (
+            bool(torn(launched.run) - launched.left),
+            reached_end(launched.run / "checkpoints"),
+            time.monotonic(),
+        )
         outcome = "late" if late else "hit" if inside or where == PLACES[1] else "missed"
         if victim != "the launcher":  # a job whose launcher lives cannot be launched again
             with suppress(subprocess.TimeoutExpired):

@@ -5,52 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen3MoeConfig, Qwen3NextConfig
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock, load_balancing_loss_func
-from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from roadwork.models.attention import GatedAttention
-from roadwork.models.moe import MoE, balance_loss
+from benchmarks.references import qwen3_moe, qwen3_next_attention
+from roadwork.models.moe import balance_loss
 from roadwork.models.norm import RMSNorm
 
 HIDDEN, HEADS, KV, DIM = 32, 4, 2, 8
 
 
-def _next_attention() -> Qwen3NextAttention:
-    config = Qwen3NextConfig(
-        hidden_size=HIDDEN,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV,
-        head_dim=DIM,
-        attention_dropout=0.0,
-        num_hidden_layers=1,
-        layer_types=["full_attention"],
-    )
-    config._attn_implementation = "eager"
-    reference = Qwen3NextAttention(config, 0)
-    for parameter in reference.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return reference
-
-
-def _copy(reference: Qwen3NextAttention, own: GatedAttention) -> None:
-    """Qwen3-Next interleaves query and gate per head and keeps its norm weights minus one."""
-    query, gate = reference.q_proj.weight.view(HEADS, 2 * DIM, HIDDEN).chunk(2, dim=1)
-    with torch.no_grad():
-        own.qkv_proj.weight.copy_(
-            torch.cat([query.reshape(-1, HIDDEN), reference.k_proj.weight, reference.v_proj.weight])
-        )
-        own.gate_proj.weight.copy_(gate.reshape(-1, HIDDEN))
-        own.out_proj.weight.copy_(reference.o_proj.weight)
-        own.q_norm.weight.copy_(1 + reference.q_norm.weight)
-        own.k_norm.weight.copy_(1 + reference.k_norm.weight)
-
-
 @pytest.mark.parametrize("masked", [False, True])
 def test_gated_attention_equals_qwen3_next(masked: bool) -> None:
     torch.manual_seed(0)
-    reference, own = _next_attention(), GatedAttention(HIDDEN, HEADS, KV)
-    _copy(reference, own)
+    reference, own = qwen3_next_attention(HIDDEN, HEADS, KV)
     x = torch.randn(3, 7, HIDDEN)
     mask = torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None] if masked else torch.ones(3, 7, dtype=torch.bool)
     cos, sin = torch.ones(3, 7, DIM), torch.zeros(3, 7, DIM)  # no rotation
@@ -69,26 +36,12 @@ def test_gated_attention_equals_qwen3_next(masked: bool) -> None:
     torch.testing.assert_close(own.q_norm.weight.grad, reference.q_norm.weight.grad, atol=1e-4, rtol=1e-5)
 
 
-def _moe(dense: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[MoE, Qwen3MoeSparseMoeBlock]:
-    config = Qwen3MoeConfig(
-        hidden_size=HIDDEN, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
-    )
-    reference, own = Qwen3MoeSparseMoeBlock(config), MoE(HIDDEN, 24, 4, 2)
-    if dense:
-        monkeypatch.setattr(own, "_dispatched", own._dense)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            nn.init.normal_(parameter, std=0.3)
-        own.router.weight.copy_(reference.gate.weight)
-        own.gate_up_proj.copy_(reference.experts.gate_up_proj)
-        own.down_proj.copy_(reference.experts.down_proj)
-    return own, reference
-
-
 @pytest.mark.parametrize("dense", [False, True])
 def test_moe_equals_qwen3_moe(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    own, reference = _moe(dense, monkeypatch)
+    reference, own = qwen3_moe(HIDDEN, 24, 4, 2)
+    if dense:
+        monkeypatch.setattr(own, "_dispatched", own._dense)
     x = torch.randn(3, 7, HIDDEN)
     theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
     expected, (actual, _) = reference(theirs), own(ours)
@@ -103,9 +56,9 @@ def test_moe_equals_qwen3_moe(dense: bool, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(getattr(own, name).grad, expected_grad, atol=1e-4, rtol=1e-5)
 
 
-def test_balance_equals_transformers_with_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balance_equals_transformers_with_padding() -> None:
     torch.manual_seed(0)
-    own, reference = _moe(False, monkeypatch)
+    reference, own = qwen3_moe(HIDDEN, 24, 4, 2)
     x = torch.randn(3, 7, HIDDEN)
     mask = torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None]
     logits = reference.gate(x)[0]
