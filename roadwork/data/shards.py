@@ -30,6 +30,8 @@ META_KEYS = (
     "label", "latitude", "longitude", "gps_weight", "group", "width", "height", "weather", "daytime", "scene",
 )  # fmt: skip
 """What every sample's JSON must say (null where unknown)."""
+BLOCK = 1 << 20
+"""Bytes of a write while a shard is written; tarfile's own 10 KB are many small writes for a photo."""
 _SHARD_NAME = re.compile(r"(train|val|test|predict)-(\d{6,})\.tar")
 _KEY = re.compile(r"[^./\\\x00-\x1f]{1,90}")
 
@@ -98,7 +100,7 @@ def write_shard(path: str | os.PathLike[str], samples: Iterable[Sample]) -> Shar
     with atomic_file(target) as raw:
         hashed = _HashingWriter(raw)
         with tarfile.open(
-            fileobj=cast(BinaryIO, hashed), mode="w|", format=tarfile.USTAR_FORMAT, encoding="utf-8"
+            fileobj=cast(BinaryIO, hashed), mode="w|", format=tarfile.USTAR_FORMAT, encoding="utf-8", bufsize=BLOCK
         ) as tar:
             for sample in samples:
                 if sample.key in seen:

@@ -108,22 +108,24 @@ def make_views(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int) -> Ar
         while len(halved) <= level:
             height, width = halved[-1].shape[:2]
             halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
-        (scaled,) = scaled_boxes(box[None], rgb.shape[1::-1], halved[level].shape)
-        _draw(_crop(halved[level], scaled), view)
+        if level:
+            (box,) = scaled_boxes(box[None], rgb.shape[1::-1], halved[level].shape)
+        _draw(_crop(halved[level], box), view)
     return views
 
 
 def _draw(crop: Array, view: Array) -> None:
     """Fill a view [S, S, 3] from a crop whose shorter side is less than twice as long.
 
-    Linear interpolation then leaves no pixel out. Where the longer side is, the crop is drawn at twice the size first.
+    Linear interpolation then leaves no pixel out. The longer side is halved, which averages its pixels by pairs, until
+    it is not twice as long either.
     """
     size = len(view)
-    if max(crop.shape[:2]) >= 2 * size:
-        crop = _resized(crop, 2 * size, 2 * size, cv2.INTER_LINEAR)
-        cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_AREA)
-    else:
-        cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_LINEAR)
+    while max(crop.shape[:2]) >= 2 * size:
+        height, width = crop.shape[:2]
+        smaller = (width // 2, height) if width >= height else (width, height // 2)
+        crop = _resized(crop, *smaller, cv2.INTER_LINEAR)
+    cv2.resize(crop, (size, size), dst=view, interpolation=cv2.INTER_LINEAR)
 
 
 def scaled_boxes(
