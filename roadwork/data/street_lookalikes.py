@@ -286,7 +286,7 @@ def autumn_bush(pen: Pen, rng: np.random.Generator, family: str) -> None:
     base = pick(rng, [ORANGE, (214, 120, 40), YELLOW, RED, GREEN], 10)
     for _ in range(46):
         x, y = rng.normal(0.5, 0.19), rng.normal(0.55, 0.18)
-        pen.disc(float(np.clip(x, 0.1, 0.9)), float(np.clip(y, 0.1, 0.92)), 0.085, vary(rng, base, 22))
+        pen.disc(min(max(x, 0.1), 0.9), min(max(y, 0.1), 0.92), 0.085, vary(rng, base, 22))
     pen.rect(0.46, 0.86, 0.54, 1.0, (84, 62, 44))
 
 

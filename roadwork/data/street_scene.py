@@ -369,7 +369,7 @@ def paint_street(camera: Camera, place: Place, *, cloud: float, snow: bool, haze
         rows = np.arange(HEIGHT, dtype=np.float32)
         distance = FOCAL * EYE / np.maximum(rows - camera.horizon, 1.0)
         share = np.where(rows < camera.horizon, veil, 1 - np.exp(-distance / visibility))[:, None].astype(np.float32)
-        added = np.tile(np.asarray(haze, np.float32) * share, (1, WIDTH))  # whole rows: numpy is slow along 3 channels
+        added = cv2.repeat(np.asarray(haze, np.float32) * share, 1, WIDTH)  # whole rows: numpy is slow along 3 channels
         added += frame.rgb.reshape(HEIGHT, -1) * (1 - share)
         frame.rgb[:] = added.reshape(frame.rgb.shape)
     for house in sorted(place.buildings, key=lambda house: -house.near):
