@@ -7,7 +7,19 @@ import numpy as np
 
 from roadwork.data.street_cities import Family
 from roadwork.data.street_objects import Kind
-from roadwork.data.street_pen import BLACK, STEEL, Colour, Image, Pen, add_grey, pick, smooth_noise, vary, vary_many
+from roadwork.data.street_pen import (
+    BLACK,
+    STEEL,
+    Colour,
+    Floats,
+    Image,
+    Pen,
+    add_grey,
+    pick,
+    smooth_noise,
+    vary,
+    vary_many,
+)
 
 WIDTH, HEIGHT = 1280, 720
 FOCAL = 900.0
@@ -369,7 +381,8 @@ def paint_street(camera: Camera, place: Place, *, cloud: float, snow: bool, haze
         rows = np.arange(HEIGHT, dtype=np.float32)
         distance = FOCAL * EYE / np.maximum(rows - camera.horizon, 1.0)
         share = np.where(rows < camera.horizon, veil, 1 - np.exp(-distance / visibility))[:, None].astype(np.float32)
-        added = cv2.repeat(np.asarray(haze, np.float32) * share, 1, WIDTH)  # whole rows: numpy is slow along 3 channels
+        rows_of_haze = np.asarray(haze, np.float32) * share  # whole rows below: numpy is slow along 3 channels
+        added: Floats = np.asarray(cv2.repeat(rows_of_haze, 1, WIDTH), np.float32)
         added += frame.rgb.reshape(HEIGHT, -1) * (1 - share)
         frame.rgb[:] = added.reshape(frame.rgb.shape)
     for house in sorted(place.buildings, key=lambda house: -house.near):
