@@ -22,13 +22,13 @@ class Unreadable(ValueError):
     """The bytes of one sample are not what the index promises; the message says how."""
 
 
-def encode_views(sheet: Array) -> bytes:
-    """uint8 [V * S, S, 3] -> JPEG of quality 90. The same input gives the same bytes.
+def encode_views(sheet: Array, quality: int = JPEG_QUALITY) -> bytes:
+    """uint8 [V * S, S, 3] -> JPEG. The same input gives the same bytes.
 
     Small views keep their full chroma (4:4:4): at 64 px a cone is a few pixels wide, and colour is what tells it.
     """
     chroma = "420" if sheet.shape[1] >= FULL_CHROMA_BELOW else "444"
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), JPEG_QUALITY, "RGB", chroma, fastdct=False)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), quality, "RGB", chroma, fastdct=False)
 
 
 def decode_views(data: bytes, num_views: int, size: int, out: Array | None = None, crc: int | None = None) -> Array:

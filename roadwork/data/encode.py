@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
 from roadwork.cpu_memory import keep_freed_memory
+from roadwork.data.decode import encode_views
 from roadwork.data.duplicates import photo_hash
 from roadwork.data.images import Photo, decode_masks
 from roadwork.data.mask_files import SOURCE_MASKS
@@ -181,7 +181,7 @@ def encode_photo(
             meta |= {"masks_origin": found.origin, "masks_real": found.real}
     except Rejected as error:  # the photo is used without masks
         notes += (error.reason.partition(":")[0],)
-    sheet = simplejpeg.encode_jpeg(compose_sheet(views), options.quality, "RGB", "420", fastdct=False)
+    sheet = encode_views(compose_sheet(views), options.quality)
     photo = {
         "id": entry.record.id,
         "split": entry.split,

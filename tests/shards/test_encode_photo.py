@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import simplejpeg
 
 from roadwork.data.decode import decode_views
 from roadwork.data.encode import encode_photo, mask_views, shrink_for
@@ -29,6 +32,18 @@ def test_views_of_a_smaller_decode_look_like_those_of_the_whole(width: int, heig
     found = decode_views(sample.views, len(boxes), size).astype(int)
     plain = make_views(decode_photo(data)[0], boxes, size).astype(int)
     assert np.abs(found - plain).mean() < 4
+
+
+@pytest.mark.parametrize(("size", "chroma"), [(128, "444"), (512, "420")])
+def test_small_views_of_a_shard_keep_their_full_chroma(size: int, chroma: str) -> None:
+    entry = Entry((0, 0, 0), Record("1", label=1), "train", "g", "train-0")
+    options = BuildOptions("x", "y", view_size=size)
+    data = encode(scene(3, 1280, 720))
+    fine, coarse = (
+        encode_photo(entry, data, None, None, replace(options, quality=quality))[0].views for quality in (90, 30)
+    )
+    assert simplejpeg.decode_jpeg_header(fine)[3] == chroma
+    assert len(coarse) < 0.7 * len(fine)
 
 
 def test_no_view_is_enlarged_for_speed() -> None:
