@@ -47,6 +47,7 @@ class Words:
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
     "build": Words((), ("--photos", "60", "--rounds", "1")),
+    "demo": Words(("--run", "RUN")),
     "fairness": Words(("--photos", "860"), ("--photos", "240")),  # the photos of the demo
     "folds": Words(("--run", "RUN", "--shards", "SHARDS"), ("--folds", "2", "--epochs", "2")),
     "loader": Words((), ("--rounds", "1", "--batches", "10")),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results, run_all, tables
+from benchmarks import demo, results, run_all, tables
 from benchmarks.headlines import HEADLINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,3 +69,20 @@ def test_one_that_fails_is_named_and_the_status_says_so(tmp_path, capsys, monkey
 def test_the_last_line_is_the_result():
     assert run_all.last_json_line('words\n{"a": 1}\n\n') == {"a": 1}
     assert run_all.last_json_line("") is None and run_all.last_json_line("[1]") is None
+
+
+def test_a_finished_run_is_read_and_another_is_refused_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["--run", str(tmp_path)])
+    assert ended.value.code == 2 and "holds no evaluation.json" in capsys.readouterr().err
+    row = {"name": "ensemble", "chosen": True, "mcc": 0.75, "mcc_interval": [0.6, 0.9], "n": 10, "groups": 4}
+    other = {**row, "name": "metadata", "chosen": False, "mcc": 0.1, "mcc_interval": None}
+    evaluation = {"chosen": "ensemble", "split": "test", "systems": [row, other]}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "stages").mkdir()
+    for stage, seconds in (("shards", 20.0), ("pretrain", 70.0)):
+        (tmp_path / "stages" / f"{stage}.json").write_text(json.dumps({"digest": "", "seconds": seconds}))
+    assert demo.main(["--run", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["minutes"] == 1.5 and found["chosen_mcc"] == found["ensemble_mcc"] == 0.75
+    assert found["ensemble_low"] == 0.6 and found["metadata_low"] is None and found["groups"] == 4
