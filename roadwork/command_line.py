@@ -16,8 +16,6 @@ from roadwork.errors import UserError
 
 Tool = TypeVar("Tool")
 
-STAGES = ("pretrain", "find_lr", "dora_folds", "predict", "evaluate", "pseudo_masks", "pipeline")
-
 
 def parser(stage: str) -> Any:
     """The command line of one stage: every option of the tree, `--config`, `--print_config`, `--dry_run`."""

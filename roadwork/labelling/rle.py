@@ -55,14 +55,6 @@ def decode_counts(counts: Any, height: int, width: int) -> np.ndarray:
     return np.repeat(values, runs).reshape(width, height).T
 
 
-def encode_counts(mask: np.ndarray) -> list[int]:
-    """Plain run lengths of a bool [h, w]."""
-    flat = np.asarray(mask, bool).T.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    return [0, *runs] if flat[0] else runs
-
-
 def decompress_counts(text: str | bytes) -> list[int]:
     """Run lengths of COCO's compressed string."""
     data = text.encode("latin-1", "replace") if isinstance(text, str) else text
@@ -82,20 +74,6 @@ def decompress_counts(text: str | bytes) -> list[int]:
     if shift:
         raise ValueError("compressed RLE ends within a number")
     return counts
-
-
-def compress_counts(counts: Sequence[int]) -> str:
-    """COCO's compressed string of run lengths."""
-    out = bytearray()
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            group = value & 31
-            value >>= 5
-            more = value != (-1 if group & 16 else 0)
-            out.append((group | (32 if more else 0)) + 48)
-    return out.decode("ascii")
 
 
 def _fill_polygons(polygons: Sequence[Any], height: int, width: int) -> np.ndarray:

@@ -72,19 +72,6 @@ def quiet_libraries(log_file: str | os.PathLike[str]) -> None:
             logger.addFilter(_ToFile(handler))
 
 
-def release_libraries(log_file: str | os.PathLike[str]) -> None:
-    """Undoes `quiet_libraries` for that file (console handlers that it took from libraries are not given back)."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if getattr(h, _MARK, None) == os.fspath(log_file)]:
-        root.removeHandler(handler)
-        handler.close()
-    logging.captureWarnings(False)
-    for name in _LIBRARIES:
-        logger = logging.getLogger(name)
-        for own in [f for f in logger.filters if isinstance(f, _ToFile)]:
-            logger.removeFilter(own)
-
-
 @contextlib.contextmanager
 def captured_output(log_file: str | os.PathLike[str]) -> Iterator[None]:
     """Everything that this process and its children write to standard output and error goes to `log_file` meanwhile.

@@ -19,13 +19,12 @@ from roadwork.labelling.quality import _kappa, agreement, by_label, spread
 from roadwork.labelling.real import CocoMasks, class_of, own_masks
 from roadwork.labelling.rle import (
     MAX_PIXELS,
-    compress_counts,
     decode_counts,
     decode_segmentation,
     decompress_counts,
-    encode_counts,
 )
 from roadwork.labelling.weights import SAM_URLS, model_folder, sam_checkpoint
+from tests.labelling.coco_writer import compress_counts, encode_counts
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 

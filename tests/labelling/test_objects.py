@@ -15,8 +15,9 @@ from roadwork.labelling.backend import Canvas, Crop, Limits, Photo
 from roadwork.labelling.crops import tile_boxes, whole_photo
 from roadwork.labelling.quality import agreement, by_label, suspicious
 from roadwork.labelling.real import CocoMasks, RealBackend, class_of
-from roadwork.labelling.rle import compress_counts, decode_counts, decode_segmentation, decompress_counts, encode_counts
+from roadwork.labelling.rle import decode_counts, decode_segmentation, decompress_counts
 from roadwork.labelling.sam3 import Sam3Backend
+from tests.labelling.coco_writer import compress_counts, encode_counts
 
 
 def _square(height: int, width: int, top: int, left: int, side: int) -> np.ndarray:

@@ -106,74 +106,9 @@ def test_operations_by_hand() -> None:
     assert throughput.view_operations(parameters=10, tokens=3, depth=2, width=5) == 2 * 10 * 3 + 4 * 9 * 5 * 2
 
 
-@settings(max_examples=60)
-@given(st.floats(1, 1e12), st.integers(1, 12), st.data())
-def test_pruning_lies_between_all_views_and_the_kept_ones(per_view: float, views: int, data: st.DataObject) -> None:
-    kept, depth = data.draw(st.integers(1, views)), data.draw(st.integers(1, 40))
-    after = data.draw(st.integers(0, depth))
-    found = throughput.pruned_operations(per_view, views, kept, after, depth)
-    assert per_view * kept * (1 - 1e-12) <= found <= per_view * views * (1 + 1e-12)
-    assert throughput.pruned_operations(per_view, views, kept, -1, depth) == pytest.approx(per_view * views)
-    if after < depth:
-        assert found <= throughput.pruned_operations(per_view, views, kept, after + 1, depth) * (1 + 1e-12)
-
-
-@pytest.mark.parametrize(("kept", "after"), [(0, 2), (13, 2), (4, 9), (4, -2)])
-def test_pruning_that_cannot_be_is_refused(kept: int, after: int) -> None:
-    with pytest.raises(ValueError, match=f"cannot keep {kept} of 12 views after block {after} of 8"):
-        throughput.pruned_operations(1.0, 12, kept, after, 8)
-
-
-@pytest.mark.parametrize(("share", "times"), [(0.0, 1.0), (0.25, 1.5), (1.0, 3.0)])
-def test_only_what_trains_is_run_backward(share: float, times: float) -> None:
-    assert throughput.training_operations(10.0, share) == 10 * times
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        throughput.training_operations(1.0, share)
-
-
 def test_no_time_is_no_rate() -> None:
-    assert throughput.rate(5, 0) == throughput.rate(5, -1) == 0.0 and throughput.rate(6, 2) == 3.0
     assert throughput.utilisation(1e12, 0, 1e12) == throughput.utilisation(1e12, 1, 0) == 0.0
     assert throughput.utilisation(5e11, 1, 1e12) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        ([1.0], (0, 1.0, 1.0)),
-        ([1.0, 3.0], (1, 3.0, 1.5)),
-        ([2.0, 1.0, 4.0], (2, 4.0, 2.0)),
-        ([0.0, 0.0], (0, 0.0, 1.0)),
-        ([5.0, 5.0], (0, 5.0, 1.0)),
-    ],
-)
-def test_the_rank_that_others_wait_for(seconds: list[float], expected: tuple[int, float, float]) -> None:
-    assert tuple(throughput.slowest_rank(seconds)) == expected
-
-
-def test_the_slowest_of_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one rank"):
-        throughput.slowest_rank([])
-
-
-def test_a_meter_adds_up_a_window_and_forgets_it() -> None:
-    meter = throughput.Meter()
-    assert meter.read() == {}
-    meter.add(8, 2.0, 0.5)
-    meter.add(4, 1.0, 0.0)
-    assert meter.read() == {
-        "images_per_s": 4.0,
-        "step_s": 1.5,
-        "data_wait_s": 0.25,
-        "data_wait_share": pytest.approx(1 / 6),
-    }
-    assert meter.read() == {}
-    meter.add(3, 0.0, 0.0)
-    assert meter.read() == {"images_per_s": 0.0, "step_s": 0.0, "data_wait_s": 0.0, "data_wait_share": 0.0}
 
 
 # --------------------------------------------------------------------------------------------------- pictures
