@@ -88,7 +88,7 @@ class ModelConfig:
     metadata_dropout: float = 0.5
     """Probability of replacing ALL metadata of a photo by the learned NULLs in training (the service has none)."""
     metadata_fields: list[str] = field(default_factory=lambda: ["gps", "weather", "daytime", "scene"])
-    """Fields that the encoder may see. `text` leaks the label in the public data and is off by default."""
+    """Fields that the encoder may see. `text` needs shards built with --text-encoder; it leaks the label in the public data."""
     segmentation_size: int = 32
     """Height and width of the mask that the segmentation decoder predicts per view."""
     init_from: str = ""

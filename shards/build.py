@@ -82,6 +82,13 @@ def parser() -> Parser:
     p.add_argument(
         "--masks", default="", metavar="DIR", help="folder of masks <id>.png (and <id>.json) by launch/pseudo_masks.py"
     )
+    p.add_argument(
+        "--text-encoder",
+        default="",
+        metavar="NAME",
+        help="sentence encoder of the descriptions, for model.metadata_fields with text: minilm, a folder or a hub name; "
+        "descriptions tell the label in the public data",
+    )
     p.add_argument("--quality", type=int, default=90, help="JPEG quality of the views")
     p.add_argument(
         "--group-near-duplicates",

@@ -36,6 +36,7 @@ from roadwork.data.shards import SPLITS
 from roadwork.data.sources import Source, open_source
 from roadwork.data.splits import leaking_groups
 from roadwork.data.store import LocalStore, Store, open_store
+from roadwork.data.text import text_encoder
 from roadwork.data.views import check_view_size
 from roadwork.errors import UserError
 
@@ -117,6 +118,8 @@ def check_options(options: BuildOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be {low} to {high}; given {value}")
     if options.masks and not Path(options.masks).is_dir():
         raise UserError(f"--masks {options.masks}: no such folder")
+    if options.text_encoder:
+        text_encoder(options.text_encoder)
 
 
 def _drawn_at(store: Store, options: BuildOptions) -> Path:

@@ -25,8 +25,9 @@ from roadwork.data.plan import BuildOptions, Entry, Rejection, ShardPlan, meta_o
 from roadwork.data.record import Rejected
 from roadwork.data.scan import ShardRows, pack_rows, scan_shard, unpack_rows
 from roadwork.data.shards import Sample, write_shard
-from roadwork.data.sources import Source
+from roadwork.data.sources import Ref, Source
 from roadwork.data.store import LocalStore, Store, open_store
+from roadwork.data.text import embed
 from roadwork.data.views import compose_sheet, make_mask_views, make_views, scaled_boxes, view_boxes
 
 BUILD = ".build"
@@ -145,11 +146,13 @@ def _samples(
 ) -> Iterator[Sample]:
     entries = {entry.ref: entry for entry in plan.entries}
     folder = MaskFolder(options.masks) if options.masks else None
+    texts = _texts(plan, options)
     repairs: Counter[str] = Counter()
     for ref, image, masks in source.load([entry.ref for entry in plan.entries]):
         entry = entries[ref]
         try:
             sample, notes, photo = encode_photo(entry, image, masks, folder, options)
+            sample.meta.update(texts.get(ref, {}))
         except Rejected as error:
             result.rejected.append(dataclasses.asdict(Rejection(entry.record.id, error.reason, entry.split)))
         else:
@@ -159,6 +162,14 @@ def _samples(
             yield sample
         _count(counter, 1)
     result.repairs = dict(sorted(repairs.items()))
+
+
+def _texts(plan: ShardPlan, options: BuildOptions) -> dict[Ref, dict[str, Any]]:
+    """What the JSON of each photo holds of its description's vector; nothing without an encoder."""
+    if not options.text_encoder:
+        return {}
+    vectors = embed(options.text_encoder, [entry.record.description for entry in plan.entries])
+    return {entry.ref: {"text": vector} for entry, vector in zip(plan.entries, vectors, strict=True)}
 
 
 def encode_photo(

@@ -39,6 +39,7 @@ class BuildOptions:
     val_fraction: float = 0.15
     test_fraction: float = 0.0
     masks: str = ""
+    text_encoder: str = ""
     quality: int = 90
     clusters: int = 5
     brackets: geo.Brackets = geo.DEFAULT
@@ -50,7 +51,7 @@ class BuildOptions:
     def encoding(self) -> dict[str, Any]:
         """The part that decides the bytes of an encoded photo."""
         return {"encoder": ENCODER} | {
-            name: getattr(self, name) for name in ("view_size", "max_views", "quality", "masks")
+            name: getattr(self, name) for name in ("view_size", "max_views", "quality", "masks", "text_encoder")
         }
 
 

@@ -60,6 +60,7 @@ class Data:
             start_step=start_step,
             end_position=self.end_position,
             bad_sample_budget=1.0,  # judged over all ranks by the trainer: one rank alone must not leave
+            load_text="text" in config.model.metadata_fields,
         )
 
     def val_loader(self, engine: Engine, config: Config) -> EvalLoader:
@@ -71,6 +72,7 @@ class Data:
             world_size=engine.world_size,
             workers=config.data.workers,
             bad_sample_budget=1.0,
+            load_text="text" in config.model.metadata_fields,
         )
 
     def counts(self, parts: int) -> StepCounts:
@@ -82,13 +84,18 @@ def build_data(config: Config) -> Data:
     """Open the shards and lay out the run.
 
     Raises:
-        UserError: shards missing or altered, an empty split.
+        UserError: shards missing or altered, an empty split, no vectors for a text field that is on.
     """
     cache: dict[str, Any] = {"cache_dir": config.data.cache_dir, "cache_gib": config.data.cache_gib}
     train, val = (ShardIndex.open(config.data.shards, split, **cache) for split in ("train", "val"))
     for name, index in (("train", train), ("val", val)):
         if not len(index):
             raise UserError(f"{config.data.shards} has no photo in split {name}; build shards with more photos")
+    if "text" in config.model.metadata_fields and not train.manifest.get("options", {}).get("text_encoder"):
+        raise UserError(
+            f"model.metadata_fields has text, and {config.data.shards} holds no vectors of descriptions; build the shards "
+            f"again with --text-encoder minilm, or leave text out"
+        )
     training, batch = config.training, config.training.global_batch
     weighted, window = config.data.gps_weighted, config.data.window if config.data.order == "windowed" else 0
     end = training.max_steps * batch if training.max_steps else round(training.epochs * len(train))
