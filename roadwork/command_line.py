@@ -27,6 +27,8 @@ def parser(stage: str) -> Any:
     )
     made.add_argument("--config", action="config", help="YAML file of options; the command line wins over it")
     made.add_argument("--dry_run", action="store_true", help="check and describe the run, then stop")
+    if stage == "predict":
+        made.add_argument("--challenge", action="store_true", help="short for --predict.challenge true")
     made.add_class_arguments(Config)
     return made
 
@@ -70,6 +72,7 @@ def parse(stage: str, argv: list[str] | None = None) -> Invocation:
         raise UserError(_one_line(error, known)) from None
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in vars(made).items() if k in names})
+    config.predict.challenge |= bool(getattr(made, "challenge", False))
     validate(config)
     return Invocation(config, bool(made.dry_run))
 

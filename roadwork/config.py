@@ -93,8 +93,12 @@ class ModelConfig:
     """Height and width of the mask that the segmentation decoder predicts per view."""
     init_from: str = ""
     """Folder of a saved model: warm start of a new run from its weights."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """Kernels of attention: auto leaves it to torch; another serves where it can, torch's plain arithmetic elsewhere."""
     compile: bool = False
     """torch.compile each block."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    """torch.compile's mode; reduce-overhead replays CUDA graphs, which small backbones want."""
     activation_checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass."""
 
@@ -244,6 +248,8 @@ class TrainingConfig:
     """Decay of the average of the fp32 master weights; warmed up. 0: no average."""
     validate_every_steps: int = 0
     """Optimizer steps between validations; 0: once per epoch."""
+    select_on: Literal["mcc", "challenge"] = "mcc"
+    """What best/ and early stopping go by: MCC of the validation photos, or of the same as the challenge sends them."""
     patience: int = 5
     """Validations without a better MCC before the run stops early; 0: never."""
     max_nonfinite_steps: int = 3

@@ -232,3 +232,10 @@ def test_of_a_launched_jobs_ranks_the_first_says_its_line_at_once(
     with pytest.raises(SystemExit):
         fail("several\nlines")
     assert capsys.readouterr().err == "error: several lines\n"
+
+
+def test_the_challenge_has_a_short_name_where_it_is_run() -> None:
+    assert parse("predict", ["--challenge"]).config.predict.challenge
+    assert not parse("predict", []).config.predict.challenge
+    with pytest.raises(UserError, match="unknown option --challenge"):
+        parse("pretrain", ["--challenge"])

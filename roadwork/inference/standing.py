@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,22 @@ def challenge_standing(
     if generated is not None:
         sources.append(generated[0])
         labels.append(generated[1])
-    questions = challenge.draw_challenges(labels, rounds, config.seed)
-    mine = list(enumerate(questions))[engine.rank :: engine.world_size]
-    answers = challenge.ask(network.predict_batch, mine, sources, config.seed)
-    pairs = [(number, float(p)) for (number, _), p in zip(mine, answers, strict=True)]
-    everything = np.asarray([p for _, p in sorted(engine.gather_object(pairs))])
+    questions, answers = asked(network, engine, sources, labels, rounds, config.seed)
     groups, bootstrap = np.asarray(index.group)[rows], config.predict.bootstrap
-    return challenge.standing(everything, questions, groups, len(rows), generated is not None, bootstrap, config.seed)
+    return challenge.standing(answers, questions, groups, len(rows), generated is not None, bootstrap, config.seed)
+
+
+def asked(
+    network: RoadworkDetector, engine: Engine, sources: Sequence[Any], labels: Sequence[Any], rounds: int, seed: int
+) -> tuple[list[challenge.Challenge], npt.NDArray[np.float64]]:
+    """Questions drawn from the real and, where there is one, the generated half, and the network's answers [rounds].
+    Collective: the questions are shared out.
+    """
+    questions = challenge.draw_challenges(labels, rounds, seed)
+    mine = list(enumerate(questions))[engine.rank :: engine.world_size]
+    answers = challenge.ask(network.predict_batch, mine, sources, seed)
+    pairs = [(number, float(p)) for (number, _), p in zip(mine, answers, strict=True)]
+    return questions, np.asarray([p for _, p in sorted(engine.gather_object(pairs))])
 
 
 def standing_words(standing: dict[str, Any]) -> str:

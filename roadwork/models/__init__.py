@@ -1,8 +1,8 @@
 """The detector and its blocks."""
 
-from roadwork.models.detector import RoadworkDetector, compile_blocks
+from roadwork.models.detector import RoadworkDetector
 from roadwork.models.groups import parameter_groups
 from roadwork.models.outputs import Encoded, Outputs
 from roadwork.models.weights import resolve_backbone
 
-__all__ = ["Encoded", "Outputs", "RoadworkDetector", "compile_blocks", "parameter_groups", "resolve_backbone"]
+__all__ = ["Encoded", "Outputs", "RoadworkDetector", "parameter_groups", "resolve_backbone"]

@@ -58,22 +58,15 @@ class RoadworkDetector(Saved, nn.Module):
         config: shapes; `backbone` auto is resolved (and kept resolved in `self.config`).
         view_size: side S of the views in pixels.
         recipe: how to build the backbone, from a saved model; its weights are then NOT loaded here.
-        attention_backend: one of ATTENTION_BACKENDS, for every attention of the model.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        view_size: int,
-        recipe: Recipe | None = None,
-        attention_backend: str = "auto",
-    ) -> None:
+    def __init__(self, config: ModelConfig, view_size: int, recipe: Recipe | None = None) -> None:
         super().__init__()
-        if attention_backend not in ATTENTION_BACKENDS:
-            raise UserError(f"attention backend {attention_backend!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
+        if config.attention not in ATTENTION_BACKENDS:
+            raise UserError(f"model.attention is {config.attention!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
         name = resolve_backbone(config.backbone)
         self.config = config = dataclasses.replace(config, backbone=name)
-        self.view_size, self.attention_backend, self.compiled = check_view_size(view_size), attention_backend, False
+        self.view_size, self.compiled = check_view_size(view_size), False
         self.calibration: dict[str, float] | None = None
         fresh = recipe is None
         recipe = plan(name, config.weights) if recipe is None else recipe
@@ -312,28 +305,39 @@ class RoadworkDetector(Saved, nn.Module):
         return mask, boxes.to(views.device, torch.float32)
 
     def _attention(self) -> AbstractContextManager[Any]:
-        backend = ATTENTION_BACKENDS[self.attention_backend]
-        return nullcontext() if backend is None else sdpa_kernel(backend)
+        backend = ATTENTION_BACKENDS[self.config.attention]
+        return nullcontext() if backend is None else sdpa_kernel([backend, SDPBackend.MATH])
 
     def compile_blocks(self, **options: Any) -> int:
         """torch.compile each block in place (whole-model compilation takes ten times longer and gains nothing).
 
         Parameter names do not change. The numbers of photos and views are marked as varying, so that batches with other
-        numbers do not compile again. `options` go to torch.compile. Returns the number of compiled blocks.
+        numbers do not compile again. `options` go to torch.compile, in place of `config.compile_mode` if any is given.
+        Returns the number of compiled blocks.
         """
+        if not options and self.config.compile_mode != "default":
+            options = {"mode": self.config.compile_mode}
         blocks = [*self.backbone.blocks(), *self.layers]
         for block in blocks:
             block.compile(**options)
         self.compiled = self.backbone.compiled = True
         return len(blocks)
 
+    def _attention_in_use(self) -> str:
+        """Name of the kernels that torch takes for the attention over views on this device and in this dtype, unmasked."""
+        attention = cast(Layer, self.layers[0]).attention
+        weight = self.projection.weight
+        q = weight.new_empty(1, attention.num_heads, 2, attention.head_dim)
+        with self._attention():
+            return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.removesuffix("_ATTENTION").lower()
+
     def runtime(self) -> dict[str, str]:
         """The options in use, for logs: attention backend, compilation, dtype, recomputation, origin of the weights."""
         return {
             "backbone": self.config.backbone,
             "weights": self.weights_origin,
-            "attention": self.attention_backend,
-            "compile": "per block" if self.compiled else "off",
+            "attention": f"{self.config.attention} ({self._attention_in_use()})",
+            "compile": f"per block, {self.config.compile_mode}" if self.compiled else "off",
             "dtype": str(self.projection.weight.dtype).removeprefix("torch."),
             "activation_checkpointing": "on" if self.config.activation_checkpointing else "off",
             "trainable": self.config.trainable,
@@ -344,8 +348,3 @@ def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
     """Zeros in padded slots; x [B, K, ...], mask [B, K] on any device."""
     there = mask.to(x.device)
     return x.masked_fill(~there.view(*there.shape, *[1] * (x.dim() - 2)), 0.0)
-
-
-def compile_blocks(model: RoadworkDetector, **options: Any) -> int:
-    """See `RoadworkDetector.compile_blocks`."""
-    return model.compile_blocks(**options)

@@ -59,6 +59,8 @@ class Journal:
 
         low, high = scores.interval
         figures = {"val/mcc": scores.mcc, "val/loss": scores.loss, "val/mcc_low": low, "val/mcc_high": high}
+        challenge = {} if scores.challenge is None else {"challenge_mcc": scores.challenge}
+        figures |= {f"val/{name}": value for name, value in challenge.items()}
         with self.board() as board:
             board.scalars(step, figures | ({} if distance is None else {"train/ema_distance": distance}))
             board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
@@ -69,7 +71,8 @@ class Journal:
                     "val/reliability": plots.reliability_figure(scores.label, scores.probability),
                 },
             )
-        self._append("validation", {"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss})
+        line = {"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss}
+        self._append("validation", line | challenge)
         log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, low, high)
 
     def spike(self, record: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.spikes import Spikes
-from roadwork.training.validation import validate
+from roadwork.training.validation import challenge_mcc, validate
 
 log = logging.getLogger(__name__)
 _EXPERTS_EVERY = 10
@@ -419,11 +419,13 @@ class Trainer:
                 interrupted=interrupted,
                 image_only=self.config.predict.image_only,
             )
+            if scores is not None and self.config.training.select_on == "challenge":
+                scores.challenge = challenge_mcc(self.engine, self.model, self.data.val, self.config.seed)
         if scores is None:
             return False
         counters.validated_step = step
-        if (scores.mcc, -scores.loss) > (counters.best_mcc, -counters.best_loss):
-            counters.best_mcc, counters.best_loss, counters.best_step = scores.mcc, scores.loss, step
+        if (scores.selects, -scores.loss) > (counters.best_mcc, -counters.best_loss):
+            counters.best_mcc, counters.best_loss, counters.best_step = scores.selects, scores.loss, step
             counters.stale_validations = 0
             self._save_best(whole)
         else:

@@ -33,6 +33,8 @@ def pretrain(config: Config) -> Counters:
     engine = Engine.start(config, "pretrain", trains=True)
     trainer = Trainer(config, engine, data, made)
     del made  # its fp32 copy of the weights: the masters have them now
+    if engine.is_main:
+        _say("model: " + ", ".join(f"{name} {value}" for name, value in trainer.model.runtime().items()))
     counters = trainer.run()
     if engine.is_main:
         ended = "finished" if counters.finished else "stopped; launch again to continue"

@@ -16,6 +16,12 @@ from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
 from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
+from roadwork.evaluation.photos import Photos
+from roadwork.inference.standing import asked
+from roadwork.models.detector import RoadworkDetector
+
+CHALLENGE_ROUNDS = 256
+"""Questions of a validation that selects on the challenge."""
 
 
 @dataclass
@@ -30,6 +36,7 @@ class Scores:
         mcc: of `probability` at threshold 0.5 (see `prevalence_threshold`).
         interval: 95 % by bootstrap over groups.
         skipped: unreadable photos.
+        challenge: MCC of the photos as the challenge sends them; None: not asked for.
     """
 
     sample: NDArray[np.int64]
@@ -39,6 +46,12 @@ class Scores:
     mcc: float
     interval: tuple[float, float]
     skipped: list[tuple[str, str]]
+    challenge: float | None = None
+
+    @property
+    def selects(self) -> float:
+        """What `best/` and early stopping go by."""
+        return self.mcc if self.challenge is None else self.challenge
 
 
 @torch.no_grad()
@@ -120,3 +133,16 @@ def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[
     groups = np.asarray(index.group)[sample]
     low, high = group_bootstrap(label, probability, groups, "mcc", resamples)
     return Scores(sample, probability, label, loss, float(mcc(confusion(label, probability))), (low, high), skipped)
+
+
+def challenge_mcc(engine: Engine, model: RoadworkDetector, index: ShardIndex, seed: int) -> float:
+    """MCC of a split's labelled photos as the challenge sends them: degraded, 224 px, pixels alone. Collective.
+
+    At the threshold that gives the questions' own share of positives, as `Scores.mcc`; the same questions each time.
+    """
+    rows = np.flatnonzero(np.asarray(index.label) >= 0)
+    questions, answers = asked(model, engine, [Photos(index, rows)], [index.label[rows]], CHALLENGE_ROUNDS, seed)
+    label = np.array([question.label for question in questions], dtype=np.int64)
+    odds = np.clip(answers, 1e-9, 1 - 1e-9)
+    margin = np.log(odds) - np.log1p(-odds)
+    return float(mcc(confusion(label, 1 / (1 + np.exp(prevalence_threshold(margin, label) - margin)))))

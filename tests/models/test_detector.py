@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from roadwork.errors import UserError
 from roadwork.models import Encoded, Outputs, RoadworkDetector
 from roadwork.models.metadata import METADATA_DIM, MetadataEncoder, gps_features
 from roadwork.models.pruning import ViewPruner, keep_count
@@ -260,6 +261,26 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("asked", "used"), [("auto", "flash"), ("flash", "flash"), ("math", "math"), ("cudnn", "math")]
+)
+def test_attention_runs_on_the_kernels_that_were_asked_for_and_says_which(
+    build: Build, photos: Photos, asked: str, used: str
+) -> None:
+    """On a CPU torch has flash kernels and its own arithmetic; what cannot serve gives way to the latter."""
+    model = build(attention=asked).eval()
+    assert model.runtime()["attention"] == f"{asked} ({used})"
+    views, mask, boxes = photos([3, 2])
+    torch.testing.assert_close(
+        model(views, mask, None, boxes).logits, build().eval()(views, mask, None, boxes).logits, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_another_attention_is_refused_by_name(build: Build) -> None:
+    with pytest.raises(UserError, match=r"model.attention is 'quick'; allowed: auto, flash, cudnn, efficient, math"):
+        build(attention="quick")
+
+
 def test_compiled_blocks_have_no_graph_break_and_do_not_compile_again(build: Build, photos: Photos) -> None:
     model = build(num_layers=1).eval()
     batches = [photos([3, 2]), photos([4, 4, 1]), photos([5, 2])]
@@ -267,7 +288,7 @@ def test_compiled_blocks_have_no_graph_break_and_do_not_compile_again(build: Bui
     torch._dynamo.reset()
     names = list(model.state_dict())
     assert model.compile_blocks(fullgraph=True, backend="aot_eager") > len(model.backbone.units())
-    assert list(model.state_dict()) == names and model.runtime()["compile"] == "per block"
+    assert list(model.state_dict()) == names and model.runtime()["compile"] == "per block, default"
     for i, (views, mask, boxes) in enumerate(batches):
         with torch._dynamo.config.patch(error_on_recompile=i > 0):
             torch.testing.assert_close(model(views, mask, None, boxes).logits, expected[i], atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""best/ comes back where somebody removed it."""
+"""best/: what chooses it, and how it comes back where somebody removed it."""
 
 import json
 import shutil
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from roadwork.monitoring.runlog import read_lines
 from roadwork.training import folds
+from roadwork.training.validation import challenge_mcc
 from tests.training.small_trainer import Make, make_trainer, options, sheets  # noqa: F401 - fixtures
 
 
@@ -63,3 +65,14 @@ def test_a_run_that_has_not_validated_misses_nothing(trainer: Make, tmp_path: Pa
     made = trainer()
     made._mend_best()
     assert not (tmp_path / "run" / "best").exists() and made.counters.best_step == -1
+
+
+def test_the_best_weights_may_be_those_that_the_challenge_would_choose(trainer: Make, tmp_path: Path) -> None:
+    made = trainer("--training.select_on=challenge", "--training.validate_every_steps=3")
+    counters = made.run()
+    lines = list(read_lines(tmp_path / "run" / "validation.jsonl"))
+    assert [line["step"] for line in lines] == [3, 6] and all(-1 <= line["challenge_mcc"] <= 1 for line in lines)
+    best = max(lines, key=lambda line: (line["challenge_mcc"], -line["loss"]))
+    assert (counters.best_step, counters.best_mcc) == (best["step"], pytest.approx(best["challenge_mcc"]))
+    again = challenge_mcc(made.engine, made.model, made.data.val, made.config.seed)
+    assert again == challenge_mcc(made.engine, made.model, made.data.val, made.config.seed)
