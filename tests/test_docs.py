@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def anchors(path: Path) -> set[str]:
 
 def known_options() -> set[str]:
     """Every option of the stages, of the tools for shards, of the benchmarks and of the drills."""
-    found = {name for action in command_line.parser("pretrain")._actions for name in action.option_strings}
+    parsers = [command_line.parser(stage) for stage in ("pretrain", "predict")]
+    found = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     for name, kind in TOOLS.items():
         found |= {
             option for action in command_line.tool_parser(name, kind)._actions for option in action.option_strings
@@ -139,8 +141,11 @@ def test_the_pictures_of_the_readme_are_pictures_and_small() -> None:
     named = re.findall(r"!\[[^\]]+\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert {"docs/report_desktop.jpg", "docs/report_phone.jpg", "docs/tensorboard.jpg"} <= set(named)
     for name in named:
-        with Image.open(ROOT / name) as picture:
-            picture.load()
+        if name.endswith(".svg"):
+            assert ElementTree.parse(ROOT / name).getroot().tag.endswith("svg")
+        else:
+            with Image.open(ROOT / name) as picture:
+                picture.load()
         assert (ROOT / name).stat().st_size < 150_000, name
 
 
