@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from roadwork.models.backbone import Backbone
 from roadwork.models.operations import backbone_operations
 from roadwork.models.weights import plan
-from roadwork.monitoring.throughput import pruned_operations, training_operations, view_operations
+from roadwork.monitoring.throughput import view_operations
 
 
 def backbone(name: str, size: int, trainable: str = "full") -> Backbone:
@@ -20,14 +20,15 @@ def test_a_vit_is_counted_by_the_formula_and_pruned_views_while_they_are_there()
     per_view = view_operations(parameters, tokens, net.depth, net.dim)
     found = backbone_operations(net, 64, prune_unit=2)
     assert not found.counted
-    assert found.forward(12, 8) == pytest.approx(pruned_operations(per_view, 12, 8, 2, net.depth))
-    assert found.training(12, 8) == pytest.approx(training_operations(pruned_operations(per_view, 12, 8, 2, net.depth)))
+    pruned = per_view * (12 * 2 + 8 * (net.depth - 2)) / net.depth
+    assert found.forward(12, 8) == pytest.approx(pruned)
+    assert found.training(12, 8) == pytest.approx(3 * pruned)
 
 
 def test_a_frozen_share_is_only_run_forward():
     whole, last = (backbone_operations(backbone("test_vit", 64, t), 64, 1) for t in ("full", "last-2"))
     share = 2 / backbone("test_vit", 64).depth
-    assert last.training(4, 4) == pytest.approx(training_operations(whole.forward(4, 4), share))
+    assert last.training(4, 4) == pytest.approx(whole.forward(4, 4) * (1 + 2 * share))
     assert backbone_operations(backbone("test_vit", 64, "frozen"), 64, 1).training(4, 4) == last.forward(4, 4)
 
 
