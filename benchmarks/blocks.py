@@ -9,9 +9,7 @@ quicker. Weights are random.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.references import qwen3_moe, qwen3_next_attention
+from benchmarks.results import tell
 from benchmarks.vit_block import milliseconds
 from roadwork.config import ModelConfig
 
@@ -27,17 +26,13 @@ Step = Callable[[], list[Tensor]]
 ATTENTION_BACKENDS = ("eager", "sdpa")
 EXPERT_BACKENDS = ("eager", "grouped_mm")
 STD = 0.02
-"""Of the weights: what a model begins with, so that bf16 and fp32 agree."""
+"""Of the weights: about what a model begins with."""
 
 
 def main() -> int:
     """Measure and print; the last line is one JSON object."""
     arguments = command_line().parse_args()
-    figures = measure(arguments)
-    if not arguments.json:
-        for name, value in figures.items():
-            sys.stdout.write(f"{name:32} {value}\n")
-    sys.stdout.write(json.dumps(figures) + "\n")
+    tell(measure(arguments), arguments.json)
     return 0
 
 

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import tell
+
 
 def main(argv: list[str] | None = None) -> int:
     """Read and print; the last line is one JSON object."""
@@ -21,11 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (options.run / "evaluation.json").is_file():
         parser.error(f"{options.run} holds no evaluation.json: run `make demo`, or give the --run that has one")
-    figures = read(options.run)
-    if not options.json:
-        for name, value in figures.items():
-            sys.stdout.write(f"{name:24} {value}\n")
-    sys.stdout.write(json.dumps(figures) + "\n")
+    tell(read(options.run), options.json)
     return 0
 
 

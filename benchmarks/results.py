@@ -1,4 +1,4 @@
-"""Dated results: one JSON file per benchmark and day, with the commit and the machine that it was measured on."""
+"""What benchmarks print, and dated results: one JSON file per benchmark and day, with the commit and the machine of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ def save(name: str, figures: dict[str, Any], command: str, folder: Path = RESULT
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**record, "figures": figures}, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def tell(figures: dict[str, Any], only_json: bool) -> None:
+    """Print a benchmark's figures; the last line is one JSON object."""
+    if not only_json:
+        for name, value in figures.items():
+            sys.stdout.write(f"{name:24} {value}\n")
+    sys.stdout.write(json.dumps(figures) + "\n")
 
 
 def newest(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +24,7 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 from torch._inductor import metrics
 
+from benchmarks.results import tell
 from roadwork.models.fast_vit import FastBlock, rotary_table
 
 Step = Callable[[], list[Tensor]]
@@ -36,11 +35,7 @@ PREFIX = 5
 def main() -> int:
     """Measure and print; the last line is one JSON object."""
     arguments = command_line().parse_args()
-    figures = measure(arguments)
-    if not arguments.json:
-        for name, value in figures.items():
-            sys.stdout.write(f"{name:24} {value}\n")
-    sys.stdout.write(json.dumps(figures) + "\n")
+    tell(measure(arguments), arguments.json)
     return 0
 
 

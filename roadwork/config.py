@@ -102,6 +102,11 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass."""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the metadata encoder sees vectors of descriptions."""
+        return self.metadata and "text" in self.metadata_fields
+
 
 @dataclass
 class AugmentConfig:

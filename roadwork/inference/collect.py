@@ -164,7 +164,7 @@ def _batches(
         indices=rows,
         bad_sample_budget=config.data.bad_sample_budget,
         load_masks=False,
-        load_text="text" in members.model.config.metadata_fields,
+        load_text=members.model.config.reads_text,
     )
     console = engine.is_main and config.monitoring.console
     try:

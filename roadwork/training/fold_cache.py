@@ -227,7 +227,7 @@ def _loader(index: ShardIndex, rows: np.ndarray, model: RoadworkDetector, config
         indices=rows,
         bad_sample_budget=config.data.bad_sample_budget,
         load_masks=False,
-        load_text="text" in model.config.metadata_fields,
+        load_text=model.config.reads_text,
     )
 
 

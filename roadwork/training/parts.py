@@ -60,7 +60,7 @@ class Data:
             start_step=start_step,
             end_position=self.end_position,
             bad_sample_budget=1.0,  # judged over all ranks by the trainer: one rank alone must not leave
-            load_text="text" in config.model.metadata_fields,
+            load_text=config.model.reads_text,
         )
 
     def val_loader(self, engine: Engine, config: Config) -> EvalLoader:
@@ -72,7 +72,7 @@ class Data:
             world_size=engine.world_size,
             workers=config.data.workers,
             bad_sample_budget=1.0,
-            load_text="text" in config.model.metadata_fields,
+            load_text=config.model.reads_text,
         )
 
     def counts(self, parts: int) -> StepCounts:
@@ -91,7 +91,11 @@ def build_data(config: Config) -> Data:
     for name, index in (("train", train), ("val", val)):
         if not len(index):
             raise UserError(f"{config.data.shards} has no photo in split {name}; build shards with more photos")
-    if "text" in config.model.metadata_fields and not train.manifest.get("options", {}).get("text_encoder"):
+    if (
+        config.model.metadata
+        and "text" in config.model.metadata_fields
+        and not train.manifest.get("options", {}).get("text_encoder")
+    ):
         raise UserError(
             f"model.metadata_fields has text, and {config.data.shards} holds no vectors of descriptions; build the shards "
             f"again with --text-encoder minilm, or leave text out"

@@ -76,6 +76,14 @@ def test_shrinking_averages_so_that_thin_stripes_do_not_alias() -> None:
     assert view.min() >= 126 and view.max() <= 129
 
 
+def test_the_longer_side_of_a_panorama_is_averaged_too() -> None:
+    """The shorter side does not shrink, the longer one sixteenfold: no column may be left out."""
+    stripes = np.zeros((64, 1024, 3), dtype=np.uint8)
+    stripes[:, ::4] = 255
+    whole = make_views(stripes, np.array([[0, 0, 1024, 64]], dtype=np.float32), 64)[0]
+    assert np.abs(whole.astype(int) - 64).max() <= 4
+
+
 def test_a_box_outside_the_photo_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves the photo"):
         make_views(np.zeros((20, 20, 3), np.uint8), np.asarray([[0, 0, 21, 20]], np.float32), 16)
