@@ -255,17 +255,22 @@ def test_the_gradient_of_the_first_step_is_right_in_every_tensor(
     limit = config.training.grad_clip
     factor = limit / (reference.norms[0] + 1e-6) if limit else 1.0
     expected = {tensor: g * factor for tensor, g in reference.first_gradient.items()}
-    wrong = wrong_gradients(runs[name], expected, beta)
-    assert not (wrong & with_gradient(reference) if TRIALS[name][0] == 4 else wrong)
+    assert not wrong_gradients(runs[name], expected, beta, summed_otherwise=TRIALS[name][0] == 4)
 
 
-def wrong_gradients(seen: dict[str, Any], expected: dict[str, torch.Tensor], beta: float = 0.9) -> set[str]:
-    """Tensors whose gradient in the first step is further than 1e-6 of its largest element from the expected one."""
-    return {
-        tensor
-        for tensor, moment in seen["first"]["exp_avg"].items()
-        if float((moment / (1 - beta) - expected[tensor]).abs().max()) > 1e-6 * float(expected[tensor].abs().max())
-    }
+def wrong_gradients(
+    seen: dict[str, Any], expected: dict[str, torch.Tensor], beta: float = 0.9, summed_otherwise: bool = False
+) -> set[str]:
+    """Tensors whose gradient in the first step is further than 1e-6 of its largest element from the expected one.
+
+    `summed_otherwise`: micro-batches or ranks are added in another order than the reference's. A tensor whose gradient is a
+    sum of terms that all but cancel (the last bias of the fusion's importance net: the quotient takes out what all gates
+    share) then has the rounding of its terms, so 1e-8 of the model's largest gradient is allowed besides.
+    """
+    found = {name: moment / (1 - beta) for name, moment in seen["first"]["exp_avg"].items()}
+    size = {name: float(expected[name].abs().max()) for name in found}
+    rounding = 1e-8 * max(size.values()) if summed_otherwise else 0.0
+    return {name for name, g in found.items() if float((g - expected[name]).abs().max()) > 1e-6 * size[name] + rounding}
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -287,7 +292,7 @@ def test_four_processes_in_bf16_start_as_one_and_stay_close(
     """Not bit for bit: gloo's order of summation over four ranks is its own, and bf16 makes a rounding of every ulp."""
     seen, reference = runs[FOUR], plain(FOUR)
     begun = seen["start"]["master"]
-    assert not wrong_gradients(seen, reference.first_gradient) & with_gradient(reference)
+    assert not wrong_gradients(seen, reference.first_gradient, summed_otherwise=True)
     assert seen["records"][0]["loss"] == pytest.approx(reference.losses[0], rel=1e-6)
     assert [line["loss"] for line in seen["records"]] == pytest.approx(reference.losses, rel=0.02)
     names = with_gradient(reference)
@@ -306,7 +311,7 @@ def test_plain_data_parallelism_computes_what_one_process_computes(
     assert [line["lr"] for line in lines] == reference.rates
     assert [line["loss"] for line in lines] == pytest.approx(reference.losses, rel=1e-3)
     assert lines[0]["grad_norm"] == pytest.approx(reference.norms[0], rel=1e-5)
-    assert not wrong_gradients(seen, reference.first_gradient) & with_gradient(reference)
+    assert not wrong_gradients(seen, reference.first_gradient, summed_otherwise=True)
     assert all(seen["chosen"][position] == reference.chosen[position] for position in range(8))
 
 
@@ -376,7 +381,7 @@ def test_the_first_step_of_gradient_descent_has_the_gradients_of_a_plain_loop(
     """With the same micro-batches: other shapes of a product add up in another order, a few 1e-6 of the largest."""
     reference = plain_descent(shards, name, 1)
     velocity = {"first": {"exp_avg": runs[name]["first"]["momentum_buffer"]}}
-    assert not wrong_gradients(velocity, reference.first_gradient, beta=0.0) & with_gradient(reference)
+    assert not wrong_gradients(velocity, reference.first_gradient, beta=0.0, summed_otherwise=True)
 
 
 @pytest.mark.parametrize("name", SGD)
