@@ -4,7 +4,7 @@
 
 Photos of the embedded benchmark, without masks, as the hub's are, and the same enlarged to a phone's 8 megapixels
 (`large_*`). `limit` is a bare loop in as many processes over bytes in memory: the photo decoded as the build decodes it,
-and its finished sheet of views encoded at the same quality, before and after each build. The build's own rate counts
+and its finished sheet of RGB views encoded at the same quality, before and after each build. The build's own rate counts
 from the first photos on: its processes start once, whatever the number of photos. Reading, cutting, resizing, hashing,
 rows and tars are the build's own. `drawn` is the drawing of the photos themselves, with their masks and parquet files.
 Medians over rounds; the last line is one JSON object.

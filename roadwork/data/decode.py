@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from isal import isal_zlib
 
 Array = npt.NDArray[np.uint8]
 
@@ -31,6 +30,11 @@ def encode_views(sheet: Array, quality: int = JPEG_QUALITY) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), quality, "RGB", chroma, fastdct=False)
 
 
+def encode_view_planes(y: Array, cb: Array, cr: Array, quality: int = JPEG_QUALITY) -> bytes:
+    """Sheets of planes, uint8 [V * S, S] and twice [V * S / 2, S / 2] -> JPEG at 4:2:0, as `encode_views` writes it."""
+    return simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, quality, fastdct=False)
+
+
 def decode_views(data: bytes, num_views: int, size: int, out: Array | None = None, crc: int | None = None) -> Array:
     """JPEG sheet -> uint8 [V, S, S, 3].
 
@@ -43,7 +47,7 @@ def decode_views(data: bytes, num_views: int, size: int, out: Array | None = Non
 
     Upsampling of chroma does not look across blocks (`fastupsample`), so views cannot bleed into each other.
     """
-    if crc is not None and zlib.crc32(data) != crc:
+    if crc is not None and isal_zlib.crc32(data) != crc:
         raise Unreadable("the JPEG's bytes differ from those that were indexed (CRC-32)")
     if out is None:
         out = np.empty((num_views, size, size, 3), dtype=np.uint8)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from roadwork.cpu_memory import keep_freed_memory
-from roadwork.data.decode import encode_views
+from roadwork.data.decode import FULL_CHROMA_BELOW, encode_view_planes, encode_views
 from roadwork.data.duplicates import photo_hash
 from roadwork.data.images import Photo, decode_masks
 from roadwork.data.mask_files import SOURCE_MASKS
@@ -28,7 +28,14 @@ from roadwork.data.shards import Sample, write_shard
 from roadwork.data.sources import Ref, Source
 from roadwork.data.store import LocalStore, Store, open_store
 from roadwork.data.text import embed
-from roadwork.data.views import compose_sheet, make_mask_views, make_views, scaled_boxes, view_boxes
+from roadwork.data.views import (
+    compose_sheet,
+    make_mask_views,
+    make_view_planes,
+    make_views,
+    scaled_boxes,
+    view_boxes,
+)
 
 BUILD = ".build"
 """Folder of what a relaunch needs beside the shards."""
@@ -180,7 +187,7 @@ def encode_photo(
     width, height = header.width, header.height
     boxes = view_boxes(width, height, options.view_size, options.max_views)
     rgb, notes = header.decode(shrink_for(boxes, options.view_size))
-    views = make_views(rgb, scaled_boxes(boxes, (width, height), rgb.shape), options.view_size)
+    sheet, whole = encode_sheet(rgb, scaled_boxes(boxes, (width, height), rgb.shape), options)
     meta = meta_of(entry) | {"width": width, "height": height}
     bits: np.ndarray | None = None
     try:
@@ -192,19 +199,27 @@ def encode_photo(
             meta |= {"masks_origin": found.origin, "masks_real": found.real}
     except Rejected as error:  # the photo is used without masks
         notes += (error.reason.partition(":")[0],)
-    sheet = encode_views(compose_sheet(views), options.quality)
     photo = {
         "id": entry.record.id,
         "split": entry.split,
         "group": entry.group,
         "label": entry.record.label,
-        "hash": photo_hash(views[0]),
+        "hash": photo_hash(whole),
         "size": f"{width}x{height}",
         "format": image[:4].hex(),
         "masks": bits is not None,
     }
     sample = Sample(entry.key, sheet, boxes, meta, bits, options.view_size)
     return sample, entry.record.repairs + notes, photo
+
+
+def encode_sheet(rgb: np.ndarray, boxes: np.ndarray, options: BuildOptions) -> tuple[bytes, np.ndarray]:
+    """(JPEG of the sheet of views, the first view: RGB or its luma). boxes [V, 4] in pixels of `rgb`."""
+    if options.view_size < FULL_CHROMA_BELOW:
+        views = make_views(rgb, boxes, options.view_size)
+        return encode_views(compose_sheet(views), options.quality), views[0]
+    y, cb, cr = make_view_planes(rgb, boxes, options.view_size)
+    return encode_view_planes(compose_sheet(y), compose_sheet(cb), compose_sheet(cr), options.quality), y[0]
 
 
 def _masks_of(entry: Entry, masks: bytes | None, folder: MaskFolder | None) -> EncodedMasks | None:

@@ -18,7 +18,7 @@ from roadwork.data.record import Record, Rejected, parse_row
 from roadwork.data.sources import Ref, Source
 from roadwork.errors import UserError
 
-ENCODER = 2
+ENCODER = 3
 """Raised whenever the same photo would be encoded to other bytes: finished shards are then built anew."""
 _MOST_PER_SHARD, _FEWEST_PER_SHARD, _SHARDS_PER_SPLIT = 256, 32, 16
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -30,8 +29,6 @@ META_KEYS = (
     "label", "latitude", "longitude", "gps_weight", "group", "width", "height", "weather", "daytime", "scene",
 )  # fmt: skip
 """What every sample's JSON must say (null where unknown)."""
-BLOCK = 1 << 20
-"""Bytes of a write while a shard is written; tarfile's own 10 KB are many small writes for a photo."""
 _SHARD_NAME = re.compile(r"(train|val|test|predict)-(\d{6,})\.tar")
 _KEY = re.compile(r"[^./\\\x00-\x1f]{1,90}")
 
@@ -98,19 +95,18 @@ def write_shard(path: str | os.PathLike[str], samples: Iterable[Sample]) -> Shar
     split, _ = parse_shard_name(target.name)
     seen: set[str] = set()
     with atomic_file(target) as raw:
-        hashed = _HashingWriter(raw)
-        with tarfile.open(
-            fileobj=cast(BinaryIO, hashed), mode="w|", format=tarfile.USTAR_FORMAT, encoding="utf-8", bufsize=BLOCK
-        ) as tar:
-            for sample in samples:
-                if sample.key in seen:
-                    raise ValueError(f"key {sample.key!r} twice in {target.name}; keys must be unique")
-                seen.add(sample.key)
-                for name, data in _members(sample):
-                    tar.addfile(_header(name, len(data)), io.BytesIO(data))
+        out = _HashingWriter(raw)
+        for sample in samples:
+            if sample.key in seen:
+                raise ValueError(f"key {sample.key!r} twice in {target.name}; keys must be unique")
+            seen.add(sample.key)
+            for name, data in _members(sample):
+                _add(out, name, data)
+        out.write(bytes(2 * tarfile.BLOCKSIZE))
+        out.write(bytes(-out.size % tarfile.RECORDSIZE))
         if not seen:
             raise ValueError(f"{target.name} would be empty; write a shard only for at least one sample")
-    return ShardInfo(target.name, split, len(seen), hashed.size, hashed.digest.hexdigest())
+    return ShardInfo(target.name, split, len(seen), out.size, out.digest.hexdigest())
 
 
 def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
@@ -150,12 +146,15 @@ def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
         yield key + MASKS, masks
 
 
-def _header(name: str, size: int) -> tarfile.TarInfo:
+def _add(out: _HashingWriter, name: str, data: bytes) -> None:
+    """A tar's member. `tarfile.addfile` would copy every photo four times on its way."""
     header = tarfile.TarInfo(name)
-    header.size, header.mode, header.mtime = size, 0o644, 0
+    header.size, header.mode, header.mtime = len(data), 0o644, 0
     header.uid = header.gid = 0
     header.uname = header.gname = ""
-    return header
+    out.write(header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape"))
+    out.write(data)
+    out.write(bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
 class _HashingWriter:

@@ -99,23 +99,53 @@ def make_views(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int) -> Ar
     textures: Williams 1983), which all views share; an area average of its own for each view would read the photo again.
     """
     size = check_view_size(view_size)
+    return _cut(_photo(rgb), boxes, size)
+
+
+def make_view_planes(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int) -> tuple[Array, Array, Array]:
+    """The views of `make_views` as JPEG keeps them at 4:2:0 (JFIF): Y [V, S, S], Cb and Cr [V, S / 2, S / 2].
+
+    Half as many values are cut and resized as of RGB, and the encoder has nothing left to convert. Chroma is averaged
+    over 2x2 pixels of the photo first, as most cameras' JPEGs have it anyway, unless views enlarge it more than twice; a
+    box on an odd pixel then lies half a pixel of chroma off.
+    """
+    size = check_view_size(view_size)
+    rgb = _photo(rgb)
+    height, width = rgb.shape[:2]
+    coarse = rgb
+    if (boxes[:, 2:] - boxes[:, :2]).min() >= size // 2:
+        coarse = _resized(rgb, width // 2, height // 2, cv2.INTER_AREA)
+    luma = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    _, red, blue = cv2.split(cv2.cvtColor(coarse, cv2.COLOR_RGB2YCrCb))
+    chroma_boxes = scaled_boxes(boxes, (width, height), blue.shape)
+    cb, cr = (_cut(np.asarray(plane, dtype=np.uint8), chroma_boxes, size // 2) for plane in (blue, red))
+    return _cut(luma, boxes, size), cb, cr
+
+
+def _photo(rgb: Array) -> Array:
+    """The photo with its pixels one after the other. Raises ValueError for anything but uint8 [H, W, 3]."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"a photo is uint8 [H, W, 3]; got {rgb.dtype} {rgb.shape}")
-    halved = [np.ascontiguousarray(rgb)]
-    views = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
+    return np.ascontiguousarray(rgb)
+
+
+def _cut(image: Array, boxes: npt.NDArray[np.float32], size: int) -> Array:
+    """[H, W(, C)] -> [V, size, size(, C)], each box from the smallest copy that still has its pixels."""
+    halved = [image]
+    views = np.empty((len(boxes), size, size, *image.shape[2:]), dtype=np.uint8)
     for view, box in zip(views, boxes, strict=True):
-        level = max(min(_crop(rgb, box).shape[:2]) // size, 1).bit_length() - 1
+        level = max(min(_crop(image, box).shape[:2]) // size, 1).bit_length() - 1
         while len(halved) <= level:
             height, width = halved[-1].shape[:2]
             halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
         if level:
-            (box,) = scaled_boxes(box[None], rgb.shape[1::-1], halved[level].shape)
+            (box,) = scaled_boxes(box[None], image.shape[1::-1], halved[level].shape)
         _draw(_crop(halved[level], box), view)
     return views
 
 
 def _draw(crop: Array, view: Array) -> None:
-    """Fill a view [S, S, 3] from a crop whose shorter side is less than twice as long.
+    """Fill a view [S, S(, C)] from a crop whose shorter side is less than twice as long.
 
     Linear interpolation then leaves no pixel out. The longer side is halved, which averages its pixels by pairs, until
     it is not twice as long either.
@@ -164,7 +194,7 @@ def make_mask_views(bits: Array, boxes: npt.NDArray[np.float32], view_size: int,
 
 def _crop(image: Array, box: npt.NDArray[np.float32]) -> Array:
     height, width = image.shape[:2]
-    x0, y0, x1, y1 = (int(v) for v in np.rint(box))
+    x0, y0, x1, y1 = np.rint(box).astype(int).tolist()
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise ValueError(f"view box {(x0, y0, x1, y1)} leaves the photo of {width}x{height} pixels or is empty")
     return image[y0:y1, x0:x1]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 
-from roadwork.data.decode import decode_views
-from roadwork.data.encode import encode_photo, mask_views, shrink_for
+from roadwork.data.decode import decode_views, encode_views
+from roadwork.data.encode import encode_photo, encode_sheet, mask_views, shrink_for
 from roadwork.data.images import decode_photo
 from roadwork.data.plan import BuildOptions, Entry
 from roadwork.data.record import Record
-from roadwork.data.views import make_mask_views, make_views, scaled_boxes, view_boxes
+from roadwork.data.views import compose_sheet, make_mask_views, make_views, scaled_boxes, view_boxes
 from tests.data.photos import encode, scene
 
 
@@ -44,6 +45,20 @@ def test_small_views_of_a_shard_keep_their_full_chroma(size: int, chroma: str) -
     )
     assert simplejpeg.decode_jpeg_header(fine)[3] == chroma
     assert len(coarse) < 0.7 * len(fine)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1283, 721), (2200, 1650), (301, 97), (4001, 301)])
+def test_views_cut_from_planes_are_those_of_the_photo(width: int, height: int) -> None:
+    """Cut and encoded without RGB: as close to the views as the same JPEG of them is, in every channel and view."""
+    rgb = cv2.resize(scene(5, width // 4, height // 4), (width, height), interpolation=cv2.INTER_CUBIC)
+    boxes, options = view_boxes(width, height, 256), BuildOptions("x", "y", view_size=256)
+    views = make_views(rgb, boxes, 256)
+    sheet, first = encode_sheet(rgb, boxes, options)
+    assert encode_sheet(rgb, boxes, options)[0] == sheet
+    found, usual = (decode_views(data, len(boxes), 256) for data in (sheet, encode_views(compose_sheet(views))))
+    off, usually_off = (np.abs(some - views.astype(float)).mean((1, 2)) for some in (found, usual))
+    assert (off < usually_off + 0.75).all() and (off.mean(0) < 1.2 * usually_off.mean(0)).all()
+    assert np.abs(first.astype(float) - cv2.cvtColor(views[0], cv2.COLOR_RGB2GRAY)).max() <= 2
 
 
 def test_no_view_is_enlarged_for_speed() -> None:
