@@ -37,9 +37,11 @@ class Counters:
     """`global` or `windowed by N`; empty: a checkpoint from before this was kept."""
     photos: str = ""
     """SHA-256 of the photos and weights that the order draws from; empty: likewise."""
+    select_on: str = ""
+    """What `best_mcc` is an MCC of (`training.select_on`); empty: likewise."""
 
-    def check_order(self, now: Counters, path: Path) -> None:
-        """UserError where the launch `now` would draw other photos than the run of checkpoint `path`."""
+    def check_same_run(self, now: Counters, path: Path) -> None:
+        """UserError where the launch `now` would draw or judge other photos than the run of checkpoint `path`."""
         for name in ("global_batch", "seed", "samples", "order"):
             before, after = getattr(self, name), getattr(now, name)
             if before not in ("", after):
@@ -51,4 +53,9 @@ class Counters:
             raise UserError(
                 f"{path} was trained on other photos or weights (the shards were built anew or reweighted, or "
                 "data.gps_weighted changed); the order of samples depends on them: give the same, or another --run.dir"
+            )
+        if self.select_on not in ("", now.select_on):
+            raise UserError(
+                f"{path}: its best weights were chosen by training.select_on {self.select_on}, this launch has "
+                f"{now.select_on}; the two cannot be compared: give the same, or another --run.dir"
             )

@@ -106,13 +106,14 @@ class Trainer:
             samples=len(data.train),
             order=data.kind,
             photos=data.photos,
+            select_on=config.training.select_on,
         )
         path = self.checkpoints.newest()
         if path is None:
             return fresh
         stored = load_training_state(path, self.masters, self.average)
         counters = Counters(**{k: v for k, v in stored.items() if k in Counters.__dataclass_fields__})
-        counters.check_order(fresh, path)
+        counters.check_same_run(fresh, path)
         ended_early = bool(config.training.patience) and counters.stale_validations >= config.training.patience
         counters.finished = counters.finished and (ended_early or counters.step >= self.steps_total)
         log.info("resumed from %s", path)
