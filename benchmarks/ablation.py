@@ -113,13 +113,7 @@ class Ablation:
         with socket.socket() as probe:  # a port of its own: another run on this machine must not be joined
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        launcher = [
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            "launch",
-            "--config_file",
-            "accelerate_configs/cpu.yaml",
-        ]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
         script = [f"launch/{stage}.py", "--config", "launch/configs/demo.yaml"]
         self._run(log, [*launcher, "--main_process_port", port, *script, *words])
 

@@ -72,7 +72,7 @@ def launch(phase: str, scratch: Path, processes: int, gpu: bool, words: list[str
     """One launch of all ranks; what rank 0 wrote."""
     run = scratch / "run"
     command = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes),
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
         "--config_file", str(ROOT / "accelerate_configs" / ("gpu.yaml" if gpu else "cpu.yaml")),
         "--main_process_port", "0", "-m", "benchmarks.resume", "--rank", phase, str(run),
     ]  # fmt: skip

@@ -197,7 +197,7 @@ def build_shards(out: Path, photos: int, view_size: int) -> dict[str, float]:
 def probe(processes: int, shards: Path, folder: Path) -> dict[str, Any]:
     """One optimizer step on real processes: bytes sent and held by each rank, bytes of the checkpoint."""
     stem, run = folder / f"world-{processes}", folder / f"run-{processes}"
-    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     words = [*launcher, "--num_processes", str(processes), "benchmarks/scaling_probe.py", str(stem)]
     options = [f"--run.dir={run}", f"--data.shards={shards}", *TINY]
     subprocess.run([sys.executable, *words, *options], cwd=ROOT, check=True, stdout=sys.stderr)

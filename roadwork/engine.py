@@ -6,7 +6,9 @@ engine; without one, ZeRO-2 bf16 is built here from `ds_configs/` for however ma
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -255,8 +257,7 @@ def _deepspeed_plugin(config: Config, settings: dict[str, Any] | None, on_cpu: b
         return None
     from accelerate import DeepSpeedPlugin
 
-    if on_cpu:
-        _spare_the_compiler()
+    _spare_the_compiler(on_cpu)
     settings["train_micro_batch_size_per_gpu"] = config.training.micro_batch
     settings["gradient_accumulation_steps"] = steps
     settings["gradient_clipping"] = config.training.grad_clip
@@ -266,14 +267,25 @@ def _deepspeed_plugin(config: Config, settings: dict[str, Any] | None, on_cpu: b
     return DeepSpeedPlugin(hf_ds_config=settings)
 
 
-def _spare_the_compiler() -> None:
-    """Keep DeepSpeed from compiling its shared-memory operation at start (a minute once, then 20 s per launch).
+def _spare_the_compiler(on_cpu: bool) -> None:
+    """Keep DeepSpeed from compiling, or loading compilers for, what nothing here calls.
 
-    It serves `inference_all_reduce` alone, which nothing here calls; gloo does every reduction of ZeRO.
+    Its Muon asks for `torch.compile` when it is imported, which loads Inductor in every rank (3 s). On a CPU it builds an
+    operation in shared memory at start (a minute once, then 20 s per launch), which serves `inference_all_reduce` alone:
+    gloo does every reduction of ZeRO.
     """
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read at each request
+    with contextlib.suppress(ImportError):  # it lies elsewhere in another version: only the time is lost
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    if before is None:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+    else:
+        os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _command(config: Config, stage: str, options: Path) -> list[str]:
     script = [str(ROOT / "launch" / f"{stage}.py"), "--config", str(options)]
     if given := os.environ.get("ROADWORK_LAUNCHER"):  # a batch system's, which knows nodes and processes itself
         return [*shlex.split(given), *script]
-    return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *_launch_options(config), *script]
+    return [sys.executable, "-m", "accelerate.commands.launch", *_launch_options(config), *script]
 
 
 def _fairness(config: Config) -> list[str]:

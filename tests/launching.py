@@ -82,7 +82,7 @@ def free_port() -> int:
 def start(script: str, *arguments: str, processes: int = 2, config: str = "cpu.yaml", **extra: str) -> Job:
     """`accelerate launch` of a script of this repository."""
     command = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+        sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", f"accelerate_configs/{config}", "--num_processes", str(processes),
         "--main_process_port", str(free_port()), script, *arguments,
     ]  # fmt: skip

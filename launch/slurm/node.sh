@@ -12,6 +12,6 @@ case $1 in
     trap '' TERM USR2
     ;;
 esac
-exec "$PYTHON" -m accelerate.commands.accelerate_cli launch --config_file "$ROADWORK_ACCELERATE" \
+exec "$PYTHON" -m accelerate.commands.launch --config_file "$ROADWORK_ACCELERATE" \
   --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$ROADWORK_PROCESSES_ALL" --machine_rank "$SLURM_NODEID" \
   --main_process_ip "$ROADWORK_HEAD" --main_process_port "$ROADWORK_PORT" --log_dir "$logs" --tee 3 "$@"

@@ -95,7 +95,7 @@ def test_the_bare_command_runs_zero2_bf16(launch: Launch, shards: Path, tmp_path
 
     from tests.launching import ROOT, environment
 
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "tests/distributed/inspect_run.py",
+    command = [sys.executable, "-m", "accelerate.commands.launch", "tests/distributed/inspect_run.py",
                str(tmp_path / "seen"), *TINY, f"--run.dir={tmp_path / 'run'}", f"--data.shards={shards}",
                "--training.max_steps=1"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
