@@ -66,8 +66,9 @@ class Job:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a launched job: this checkout first, one thread per process."""
-    made = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PET_", "SLURM_"))}
+    """The environment of a launched job: this checkout first, one thread per process, modules compiled once for all."""
+    foreign = ("ACCELERATE_", "PET_", "SLURM_", "PYTHONDONTWRITEBYTECODE")
+    made = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     made.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", CUDA_VISIBLE_DEVICES="", **extra)
     return made
 
