@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.library import Library, get_kernel
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "convolution", "convolution_backward")
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 

@@ -14,6 +14,10 @@ PRODUCTS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "matrix": (torch.matmul, [(5, 7), (7, 3)]),
     "batched": (torch.matmul, [(2, 5, 7), (2, 7, 3)]),
     "linear": (F.linear, [(5, 7), (3, 7), (3,)]),
+    "grouped": (
+        lambda x, w: F.grouped_mm(x, w.transpose(1, 2), offs=torch.tensor([2, 2, 5], dtype=torch.int32)),
+        [(5, 16), (3, 8, 16)],
+    ),
     "convolution": (lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), [(2, 4, 9, 9), (6, 4, 3, 3), (6,)]),
     "depthwise": (lambda x, w: F.conv2d(x, w, groups=4, padding=1), [(2, 4, 9, 9), (4, 1, 3, 3)]),
     "attention": (F.scaled_dot_product_attention, [(2, 2, 4, 8)] * 3),
