@@ -3,7 +3,7 @@
 `DIR/bin/python -m benchmarks.loader_peers NAME SHARDS WORK --workers 2 --batches 40` writes the sheets of a folder of
 shards in NAME's format under WORK, where they are not there yet, and prints one JSON line: photos per second and
 processor milliseconds per photo. Same bytes, decoder, workers and output tensor as all others; this module imports
-nothing that a peer's environment lacks: `pip install litdata mosaicml-streaming simplejpeg opencv-python-headless`
+nothing that a peer's environment lacks: `pip install litdata mosaicml-streaming simplejpeg isal opencv-python-headless`
 (streaming wants numpy below 2.2 and transformers below 5).
 """
 
