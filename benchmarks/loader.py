@@ -5,7 +5,7 @@
 All contenders read the same shards with the same workers and give uint8 [B, V, 3, S, S]; all but `webdataset_pil` use
 the same decoder. `litdata` and `streaming` run in the environment of `--peers-venv`, on the same bytes in their own
 format; without one they are null, and `why_null` says why. Runs alternate; the figures are medians over rounds.
-`decode_limit` is a bare loop over the same bytes in as many processes, at the start and at the end of each round.
+`decode_limit` is a bare loop over the same bytes in as many processes, right before and right after ours.
 `*_cpu_ms` is processor time per photo over all processes, which a busy machine disturbs less than the rate.
 """
 
@@ -162,11 +162,11 @@ def run(folder: Path, work: Path, venv: Path | None, workers: int, rounds: int, 
     contenders: dict[str, Callable[..., tuple[float, float] | str]] = {
         "decode_limit_before": lambda: decode_limit(index, workers, batches * BATCH),
         "ours": lambda: measure(lambda: ours(index, workers), batches, BATCH),
+        "decode_limit_after": lambda: decode_limit(index, workers, batches * BATCH),
         "webdataset": lambda: measure(lambda: wds(index, workers, False), batches, BATCH),
         "torch_dataset": lambda: measure(lambda: torch_dataset(index, workers), batches, BATCH),
         "webdataset_pil": lambda: measure(lambda: wds(index, workers, True), batches, BATCH),
         **{name: lambda name=name: ask(name, venv, folder, work, asked) for name in PEERS},
-        "decode_limit_after": lambda: decode_limit(index, workers, batches * BATCH),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     costs: dict[str, list[float]] = {name: [] for name in contenders}

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-WARM = 12
-"""Batches before the clock starts: every slot of shared memory has been touched once by then."""
+WARM = 48
+"""Batches before the clock starts: every process has touched nearly every page of the shared memory by then."""
 
 
 def _cpu_seconds() -> float:

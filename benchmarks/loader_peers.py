@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 PEERS = ("litdata", "streaming")
+PREFETCH = 4
+"""Batches ahead per process."""
 
 
 def sheets(shards: Path) -> Iterator[bytes]:
@@ -32,13 +34,22 @@ def sheets(shards: Path) -> Iterator[bytes]:
                     yield file.read()
 
 
-def write(name: str, shards: Path, out: Path) -> None:
+def repeated(shards: Path, photos: int) -> Iterator[bytes]:
+    """The sheets again and again, at least `photos` of them: a peer starts new processes for each of its epochs."""
+    written = 0
+    while written < photos:
+        for sheet in sheets(shards):
+            written += 1
+            yield sheet
+
+
+def write(name: str, shards: Path, out: Path, photos: int) -> None:
     """The sheets in the peer's own format, as bytes: decoding is the reader's, as for all contenders."""
     if name == "litdata":
         from litdata.streaming.cache import Cache
 
         cache = Cache(str(out), chunk_bytes="32MB")
-        for i, sheet in enumerate(sheets(shards)):
+        for i, sheet in enumerate(repeated(shards, photos)):
             cache[i] = {"sheet": sheet}
         cache.done()
         cache.merge()
@@ -46,7 +57,7 @@ def write(name: str, shards: Path, out: Path) -> None:
         from streaming import MDSWriter
 
         with MDSWriter(out=str(out), columns={"sheet": "bytes"}, size_limit="32MB") as writer:
-            for sheet in sheets(shards):
+            for sheet in repeated(shards, photos):
                 writer.write({"sheet": sheet})
 
 
@@ -67,7 +78,12 @@ def read(name: str, folder: Path, size: int, workers: int, batch: int) -> Iterat
 
             dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
             loader = litdata.StreamingDataLoader(
-                dataset, batch_size=batch, num_workers=workers, collate_fn=collate, prefetch_factor=4, drop_last=True
+                dataset,
+                batch_size=batch,
+                num_workers=workers,
+                collate_fn=collate,
+                prefetch_factor=PREFETCH,
+                drop_last=True,
             )
         else:
             import streaming
@@ -76,7 +92,12 @@ def read(name: str, folder: Path, size: int, workers: int, batch: int) -> Iterat
                 local=str(folder), shuffle=True, batch_size=batch, epoch_size=10**5, num_canonical_nodes=1
             )
             loader = DataLoader(
-                dataset, batch_size=batch, num_workers=workers, collate_fn=collate, prefetch_factor=4, drop_last=True
+                dataset,
+                batch_size=batch,
+                num_workers=workers,
+                collate_fn=collate,
+                prefetch_factor=PREFETCH,
+                drop_last=True,
             )
         for views in loader:
             yield views.permute(0, 1, 4, 2, 3)
@@ -119,12 +140,13 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from benchmarks.loader_clock import measure
+    from benchmarks.loader_clock import WARM, measure
 
     torch.set_num_threads(1)
     folder = options.work / options.name
     if not (folder / "index.json").is_file():
-        write(options.name, options.shards, folder)
+        ahead = 2 * PREFETCH * options.workers
+        write(options.name, options.shards, folder, (WARM + options.batches + ahead) * options.batch)
     source = read(options.name, folder, options.view_size, options.workers, options.batch)
     rate, cost = measure(lambda: source, options.batches, options.batch)
     print(json.dumps({"rate": rate, "cpu_ms": cost}), flush=True)
