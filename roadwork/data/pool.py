@@ -91,9 +91,9 @@ class DecodePool:
         self._restarts = 0
         self._processes: list[subprocess.Popen[bytes]] = []
         self._reader = RangeReader(self._paths, cache=cache) if not workers else None
+        self._end = weakref.finalize(self, _stop, self._processes)
         if workers:
             self._start()
-            self._end = weakref.finalize(self, _stop, self._processes)
 
     # -- submitting -----------------------------------------------------------------------------------------------
 
@@ -245,13 +245,13 @@ class DecodePool:
 
     def close(self) -> None:
         """End the workers. Batches that were handed out stay valid."""
-        _stop(self._processes)
-        if self.workers and self._memory_fd >= 0:
+        if not self._end.alive:  # closed already, or the interpreter ends and took the workers along
+            return
+        self._end()
+        if self.workers:
             self._tasks.close()
             self._results.close()
-        if self._memory_fd >= 0:
-            os.close(self._memory_fd)
-            self._memory_fd = -1
+        os.close(self._memory_fd)
         if self._unpin is not None:
             self._unpin()
             self._unpin = None

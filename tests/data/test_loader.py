@@ -337,6 +337,21 @@ time.sleep(100)
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_script_that_leaves_an_iteration_unfinished_ends_quietly(folder: Path, workers: int) -> None:
+    code = f"""
+from roadwork.data.index import ShardIndex
+from roadwork.data.loader import TrainLoader
+from roadwork.data.order import EndlessOrder
+index = ShardIndex.open({str(folder)!r}, "train")
+loader = TrainLoader(index, EndlessOrder(index.gps_weight, 5), global_batch=4, micro_batch=4, workers={workers})
+batches = iter(loader)
+print(len(next(batches).ids))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
 def alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
