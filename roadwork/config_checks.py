@@ -24,9 +24,6 @@ PIPELINE = (
 )
 """Stages in the order in which they can run."""
 
-ROW_MULTIPLE = 8
-"""Widths of an expert: grouped matrix products want rows of whole 16 bytes, 8 numbers in bf16."""
-
 
 def validate(config: Config) -> None:
     """Refuse impossible values and combinations, before any process group starts. Raises UserError."""
@@ -60,9 +57,6 @@ def validate(config: Config) -> None:
             f"model.hidden_dim {model.hidden_dim} must be a multiple of model.num_heads {model.num_heads}, "
             f"and that of model.num_kv_heads {model.num_kv_heads}"
         )
-    for name, width in (("hidden_dim", model.hidden_dim), ("expert_dim", model.expert_dim)):
-        if width <= 0 or width % ROW_MULTIPLE:
-            raise UserError(f"model.{name} is {width}; give a multiple of {ROW_MULTIPLE}: experts' products want that")
     if not 0 < model.keep_ratio <= 1:
         raise UserError(f"model.keep_ratio is {model.keep_ratio}; it is the share of views kept, in (0, 1]")
     if not re.fullmatch(r"frozen|full|last-[1-9]\d*", model.trainable):

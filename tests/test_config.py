@@ -53,7 +53,6 @@ def test_later_stages_start_from_the_runs_own_configuration(tmp_path: Path) -> N
         (["--training.max_steps", "many"], ["training.max_steps", "many"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--model.top_k", "9"], ["model.top_k 9", "model.num_experts 4"]),
-        (["--model.expert_dim", "20"], ["model.expert_dim is 20", "multiple of 8"]),
         (["--model.trainable", "some"], ["some", "frozen", "full"]),
         (["--checkpoint.keep_last", "1"], ["checkpoint.keep_last", "at least 2"]),
         (["--training.learning_rate", "-1"], ["training.learning_rate", "above 0"]),
