@@ -6,9 +6,9 @@ Photos of the embedded benchmark, without masks, as the hub's are, and the same 
 (`large_*`). `limit` is a bare loop in as many processes over bytes in memory: the photo decoded as the build decodes it,
 and its finished sheet of RGB views encoded at the same quality, before and after each build. The build's own rate counts
 from the first photos on, over enough of them that neither the start of its processes nor the wait for the last shard
-matters: both come once. Reading, cutting, resizing, hashing, rows and tars are the build's own. `drawn` is the drawing of
-the photos themselves, with their masks and parquet files.
-Medians over rounds; the last line is one JSON object.
+matters: both come once. Reading, cutting, resizing, hashing, rows and tars are the build's own. Photos and shards lie in
+memory (`/dev/shm`, where there is one), so that cores are compared and not disks. `drawn` is the drawing of the photos
+themselves, with their masks and parquet files. Medians over rounds; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from roadwork.data.images import Photo
 from roadwork.data.plan import BuildOptions
 from roadwork.data.views import compose_sheet, make_views, scaled_boxes, view_boxes
 
+MEMORY = "/dev/shm"
 DISTINCT = 16
 """Photos that the bare loop repeats."""
 
@@ -116,7 +118,7 @@ def rate_of(options: BuildOptions) -> float:
 def run(photos: int, view_size: int, rounds: int, enlarge: int = 1) -> dict[str, Any]:
     """Build `rounds` times, each between two measurements of the limit."""
     processes = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         first, drawn = draw(Path(folder) / "source", photos, enlarge)
         figures: dict[str, list[float]] = {"ours": [], "limit_before": [], "limit_after": [], "ratio": []}
         for number in range(rounds):
@@ -130,6 +132,7 @@ def run(photos: int, view_size: int, rounds: int, enlarge: int = 1) -> dict[str,
             before = limit(first, options, processes)
             ours = rate_of(options)
             after = limit(first, options, processes)
+            shutil.rmtree(options.out)
             for values, value in zip(figures.values(), (ours, before, after, 2 * ours / (before + after)), strict=True):
                 values.append(value)
     return {
