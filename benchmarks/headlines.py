@@ -29,7 +29,8 @@ HEADLINES: tuple[Headline, ...] = (
     Headline(
         "order", "first_batch_at_end_s", "order: seconds to the first batch at the end of an epoch of 10^8 photos"
     ),
-    Headline("build", "ratio", "building shards, over bare decoding and encoding on the same cores"),
+    Headline("build", "ratio", "building shards from 1280x720, over bare decoding and encoding on the same cores"),
+    Headline("build", "large_ratio", "... from 3840x2160"),
     Headline("loader", "of_limit", "loader at 512 px, over a bare decoding loop"),
     Headline("loader", "over_webdataset", "... times `webdataset` with the same decoder and workers"),
     Headline("loader", "over_torch_dataset", "... times a torch `Dataset` with the same decoder and workers"),

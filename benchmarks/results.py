@@ -36,6 +36,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": cpu or platform.machine(),
         "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(memory, 1),
         "load": round(os.getloadavg()[0], 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -63,7 +63,8 @@ def origin(result: Mapping[str, Any]) -> str:
 def when(result: Mapping[str, Any]) -> str:
     """When and on what a result was measured."""
     machine = result["machine"]
-    where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
+    instructions = f" with {machine['instructions']}" if "instructions" in machine else ""
+    where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}{instructions}"
     return f"{result['date']}, commit {result['commit']}, {where}"
 
 
