@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.inference.small_run import make
@@ -155,19 +157,39 @@ def test_preempted_out_of_time_and_killed_it_comes_back_by_itself_and_ends_as_if
     assert "pretrain is done" in said(cluster, job)
 
 
+def array_ends(cluster: Cluster, array: str) -> None:
+    """Wait for both tasks of an array; fails with what they printed unless both are complete."""
+    cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", array), 3 * 180, f"the tasks of {array} to end")
+    states = [cluster.state(f"{array}_{task}").get("JobState") for task in (0, 1)]
+    printed = "\n".join(path.read_text() for path in sorted(cluster.folder.glob("job-*.log"))[-2:])
+    assert states == ["COMPLETED", "COMPLETED"], printed
+
+
 def test_the_tasks_of_an_array_share_the_folds(cluster, tmp_path):
     config = make(tmp_path)
     folder = Path(config.run.dir)
     options = ["--engine.threads=1", "--data.workers=0", "--folds.num_folds=4", "--folds.epochs=1", "--folds.batch=8"]
     given = [f"--run.dir={folder}", f"--data.shards={config.data.shards}", *options]
-    array = submit(cluster, "dora_folds", *given, sbatch=("--array=0-1",))
-    cluster.until(lambda: not cluster.ask("squeue", "-h", "-j", array), 3 * 180, f"the tasks of {array} to end")
-    states = [cluster.state(f"{array}_{task}").get("JobState") for task in (0, 1)]
-    printed = "\n".join(path.read_text() for path in sorted(cluster.folder.glob("job-*.log"))[-2:])
-    assert states == ["COMPLETED", "COMPLETED"], printed
+    array_ends(cluster, submit(cluster, "dora_folds", *given, sbatch=("--array=0-1",)))
     assert all((folder / "folds" / f"fold-{fold}" / "COMPLETE").is_file() for fold in range(4))
     assert len((folder / "folds" / "oof.csv").read_text().splitlines()) > 1
     assert len(list(folder.glob("logs/slurm-*"))) == 2
+
+
+def test_the_tasks_of_an_array_label_each_photo_once(cluster, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), dtype=np.uint8)
+    for number, photo in enumerate(pixels):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), photo)
+    (tmp_path / "photos.csv").write_text("path,label\n" + "".join(f"{number}.jpg,1\n" for number in range(8)))
+    given = [f"--run.dir={tmp_path / 'run'}", f"--masks.source=csv:{tmp_path / 'photos.csv'}", "--engine.threads=1"]
+    given += ["--masks.model=random-tiny", "--masks.score_threshold=0.2", "--masks.batch=1"]
+    array_ends(cluster, submit(cluster, "pseudo_masks", *given, sbatch=("--array=0-1",)))
+    masks = tmp_path / "run" / "masks"
+    assert len(list(masks.glob("*.png"))) == len(list(masks.glob("*.json"))) == 8
+    assert json.loads((masks / "about" / "summary.json").read_text())["photos"] == 8
+    printed = "".join(path.read_text() for path in cluster.folder.glob("job-*.log"))
+    assert printed.count("8 photos, masks by random-tiny (randomly initialised), 2 processes") == 2
+    assert "8 made now" in printed, "the two together made each photo's once"
 
 
 def test_a_wrong_option_ends_the_job_with_its_line_and_is_not_tried_again(cluster, tmp_path):
