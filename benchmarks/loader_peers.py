@@ -72,33 +72,22 @@ def read(name: str, folder: Path, size: int, workers: int, batch: int) -> Iterat
         rows = [s["sheet"] for s in samples]
         return torch.stack([torch.from_numpy(decode_views(row, views_of(row, size), size)) for row in rows])
 
+    asked: dict[str, Any] = {
+        "batch_size": batch, "num_workers": workers, "collate_fn": collate, "prefetch_factor": PREFETCH, "drop_last": True,
+    }  # fmt: skip
     while True:
         if name == "litdata":
             import litdata
 
             dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
-            loader = litdata.StreamingDataLoader(
-                dataset,
-                batch_size=batch,
-                num_workers=workers,
-                collate_fn=collate,
-                prefetch_factor=PREFETCH,
-                drop_last=True,
-            )
+            loader = litdata.StreamingDataLoader(dataset, **asked)
         else:
             import streaming
 
             dataset = streaming.StreamingDataset(
                 local=str(folder), shuffle=True, batch_size=batch, epoch_size=10**5, num_canonical_nodes=1
             )
-            loader = DataLoader(
-                dataset,
-                batch_size=batch,
-                num_workers=workers,
-                collate_fn=collate,
-                prefetch_factor=PREFETCH,
-                drop_last=True,
-            )
+            loader = DataLoader(dataset, **asked)
         for views in loader:
             yield views.permute(0, 1, 4, 2, 3)
 

@@ -72,8 +72,7 @@ class MoE(nn.Module):
         rows = tokens[order // self.top_k]
         gate, up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
         out = F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends)
-        places = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-        picked = out[places].view(*chosen.shape, -1)
+        picked = out[order.argsort()].view(*chosen.shape, -1)
         return (picked.float() * top[..., None]).sum(1).to(tokens.dtype)
 
 

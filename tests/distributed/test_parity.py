@@ -34,7 +34,7 @@ SHORT = 3
 TRIALS: dict[str, tuple[int, list[str]]] = {
     "bf16-2x4x1": (2, ["--training.micro_batch=4"]),
     "bf16-2x1x4": (2, ["--training.micro_batch=1"]),
-    "short-2x1x4": (2, ["--training.micro_batch=1"]),
+    "bf16-2x1x4-short": (2, ["--training.micro_batch=1"]),
     "bf16-1x2x4": (1, ["--training.micro_batch=2"]),
     "fp32-2x1x4": (2, ["--training.micro_batch=1", FP32]),
     "clip-2x2x2": (2, ["--training.micro_batch=2", FP32, "--training.grad_clip=0.3"]),
@@ -42,7 +42,7 @@ TRIALS: dict[str, tuple[int, list[str]]] = {
     "fp32-4x1x2": (4, ["--training.micro_batch=1", FP32]),
 }
 """Trial -> processes and options; the name says precision, processes x micro-batch x accumulation."""
-STEPS_OF = {"bf16-2x4x1": 20, "bf16-2x1x4": 20, "bf16-1x2x4": 20, "sophia-2x2x2": 20, "short-2x1x4": 2}
+STEPS_OF = {"bf16-2x4x1": 20, "bf16-2x1x4": 20, "bf16-1x2x4": 20, "sophia-2x2x2": 20, "bf16-2x1x4-short": 2}
 """Optimizer steps of a trial that is not STEPS long: in twenty a rounding that is lost now and then has time to show."""
 TRAPS = {
     "bf16 sums": "gradient",
@@ -52,7 +52,7 @@ TRAPS = {
     "a short last step counted as full": "loss",
 }
 """Trap -> the comparison that must notice it. Sprung in the trial TRAPPED."""
-TRAPPED = "short-2x1x4"
+TRAPPED = "bf16-2x1x4-short"
 SGD_STEPS, SGD_BATCH = 20, 16
 SGD_OPTIONS = [
     FP32, f"--training.global_batch={SGD_BATCH}", "--training.learning_rate=0.02", f"--training.max_steps={SGD_STEPS}",
