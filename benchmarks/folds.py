@@ -1,27 +1,31 @@
 """What the shared prefix saves: `python -m benchmarks.folds --run DIR --shards DIR`.
 
-The same folds are trained from cached encoder outputs and by encoding every batch anew, on one process. What is saved
-does not depend on the number of photos: `--photos` takes the first ones of the training split.
+The same folds are trained from cached encoder outputs and by encoding every batch anew, on one process; then again with
+adapters on the backbone's last unit as well (`backbone_*`), where the cache ends before that unit. What is saved does
+not depend on the number of photos: `--photos` takes the first ones of the training split.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import nn
 
 from roadwork.config import Config
 from roadwork.data.index import ShardIndex
 from roadwork.models import RoadworkDetector
-from roadwork.models.adapters import call_with, merged_overrides
+from roadwork.models.adapters import merged_overrides, replaced, shared_units
 from roadwork.training import folds
-from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, PrefixSource
+from roadwork.training.fold_cache import FixedCopies, LivePrefix, PrefixCache, PrefixSource
 from roadwork.training.fold_trainer import FoldResult, train_fold
 
 
@@ -39,31 +43,43 @@ def main() -> None:
     config = Config()
     config.run.dir, config.data.shards = options.run, options.shards
     config.folds.num_folds, config.folds.epochs, config.folds.patience = options.folds, options.epochs, 0
-    figures = measure(config, torch.device(options.device), options.photos)
+    device = torch.device(options.device)
+    model = RoadworkDetector.from_pretrained(Path(options.run) / "best", device).float().requires_grad_(False)
+    figures: dict[str, Any] = {"device": str(device), **measure(config, model, device, options.photos)}
+    config.folds.target_modules += last_unit(model)
+    figures |= {f"backbone_{name}": value for name, value in measure(config, model, device, options.photos).items()}
     if not options.json:
         for name, value in figures.items():
-            print(f"{name:24} {value}")
+            print(f"{name:32} {value}")
     print(json.dumps(figures))
 
 
-def measure(config: Config, device: torch.device, photos: int = 0) -> dict[str, float | int | str]:
+def last_unit(model: RoadworkDetector) -> list[str]:
+    """Names of what DoRA can adapt in the backbone's last unit: linear layers and convolutions without groups."""
+    unit = model.backbone.units()[-1]
+    layers = {id(part) for part in unit.modules() if isinstance(part, nn.Linear) or getattr(part, "groups", 0) == 1}
+    return [name for name, part in model.named_modules() if id(part) in layers]
+
+
+def measure(config: Config, model: RoadworkDetector, device: torch.device, photos: int = 0) -> dict[str, float | int]:
     """Seconds with the cache (its filling included) and without; bytes; largest differences."""
-    index, encoding = ShardIndex.open(config.data.shards, "train"), Encoding(config, device)
+    index, encoding = ShardIndex.open(config.data.shards, "train"), FixedCopies(config, device)
     data = first(folds.fold_data(index, config), photos or len(index))
-    model = RoadworkDetector.from_pretrained(Path(config.run.dir) / "best", device).float().requires_grad_(False)
+    unit = shared_units(model, [*config.folds.target_modules, *config.folds.modules_to_save])
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        cache = PrefixCache(Path(scratch) / "prefix", data.rows, config.folds.copies, device)
+        cache = PrefixCache(Path(scratch) / "prefix", data.rows, config.folds.copies, device, unit)
         cache.fill(model, index, encoding, config, 0, 1)
         filled = time.perf_counter() - started
         shared, mine = _train(model, cache, data, config, device)
-        live = LivePrefix(index, data.rows, encoding, config, with_gradients=False)
+        live = LivePrefix(index, data.rows, encoding, config, with_gradients=unit is not None)
         anew, theirs = _train(model, live, data, config, device)
         error = _merge_error(model, mine[0], cache, Path(scratch) / "adapter")
         size = cache.bytes
     return {
-        "device": str(device),
         "photos": len(data.rows),
+        "units_shared": model.backbone.depth if unit is None else unit,
+        "units": model.backbone.depth,
         "shared_s": round(filled + shared, 2),
         "fill_s": round(filled, 2),
         "recomputing_s": round(anew, 2),
@@ -92,14 +108,15 @@ def _train(
 def _merge_error(model: RoadworkDetector, result: FoldResult, source: PrefixSource, folder: Path) -> float:
     """Largest difference in logits between the adapted and the merged network over the fold's held-out photos."""
     result.model.save_pretrained(str(folder))
-    overrides = merged_overrides(model, folder)
-    adapted: Any = result.model.eval().get_base_model()
-    worst = 0.0
-    for prefix in source.batches(model, result.held, result.held * 0, 32):
-        a = adapted.decide(prefix.encoded, prefix.metadata, segmentation=False).logits
-        b = call_with(model, overrides, "decide", prefix.encoded, prefix.metadata, False).logits
-        worst = max(worst, float((a - b).abs().max()))
-    return worst
+    adapted, merged = cast(RoadworkDetector, result.model.eval().get_base_model()), copy.deepcopy(model)
+    with replaced(merged, merged_overrides(model, folder)):
+        a, b = (_logits(one, source, result.held) for one in (adapted, merged))
+    return float((a - b).abs().max())
+
+
+def _logits(model: RoadworkDetector, source: PrefixSource, photos: np.ndarray) -> torch.Tensor:
+    batches = source.batches(model, photos, np.zeros_like(photos), 32)
+    return torch.cat([model.decide(one.encoded, one.metadata, segmentation=False).logits for one in batches])
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("resume", "stall_share", "share of a checkpoint interval that the loop stands still"),
     Headline("resume", "resume_s", "seconds from a relaunch to the first batch"),
     Headline("folds", "speedup", "DoRA folds with the shared prefix, times recomputing it"),
+    Headline("folds", "backbone_speedup", "the same with adapters on the backbone's last unit as well"),
     Headline("tta", "speedup", "test-time augmentation batched, times one by one"),
     Headline("masks", "ratio", "pseudo-masks with one vision pass for all prompts, times one for each"),
     Headline("serve", "p99_ms", "service: 99th percentile in milliseconds under load"),

@@ -330,7 +330,7 @@ class FoldsConfig:
     augment_scale: float = 0.5
     """Factor on every augmentation probability."""
     cache_gib: float = 4.0
-    """Upper bound of the cached prefix per process, GiB."""
+    """Upper bound of the cached prefix, GiB. Activations inside the backbone (for adapters there) are not kept above it."""
 
 
 @dataclass

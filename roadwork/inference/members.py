@@ -13,7 +13,7 @@ from torch import Tensor
 from roadwork.config import Config
 from roadwork.errors import UserError
 from roadwork.models import Encoded, RoadworkDetector
-from roadwork.models.adapters import Overrides, average, call_with, file_digest, merged_overrides, modules_of_encoder
+from roadwork.models.adapters import Overrides, average, call_with, file_digest, merged_overrides
 
 PRETRAINED, SOUP = "pretrained", "soup"
 
@@ -94,8 +94,7 @@ def load_members(config: Config, folds: list[Path], device: torch.device) -> Mem
     if folds:
         names.append(SOUP)
         overrides.append(average(overrides[1:], dict(model.named_parameters())))
-    ran = modules_of_encoder(model) if folds else set()
-    own = [any(name.rpartition(".")[0] in ran for name in changed) for changed in overrides]
+    own = [any(model.unit_of(name) is not None for name in changed) for changed in overrides]
     return Members(model, names, overrides, own, digests)
 
 

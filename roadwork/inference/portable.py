@@ -104,6 +104,7 @@ def run_onnx(path: Path) -> Callable[..., Tensor]:
     return run
 
 
+@torch.no_grad()
 def largest_error(run: Callable[..., Tensor], detector: RoadworkDetector, views: int) -> float:
     """Largest difference in probability from `detector.answer`: each photo alone, and all in one padded batch."""
     photos = comparison_photos(detector, views)

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from roadwork.config import FoldsConfig
 from roadwork.errors import UserError
+from roadwork.models.detector import RoadworkDetector
 
 Overrides = dict[str, torch.Tensor]
 """Merged weights by parameter name: what an adapter changes, and nothing else."""
@@ -100,31 +101,12 @@ def _restore(
             parameter.requires_grad_(flags[name])
 
 
-def modules_of_encoder(model: Any) -> set[str]:
-    """Names of the modules that run in `encode`, found by sending two black views through it."""
-    seen: set[str] = set()
-    device = next(model.parameters()).device
-    views = torch.zeros(1, 2, 3, model.view_size, model.view_size, device=device)
-    boxes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 0.5, 0.5]]], device=device)
-    handles = [
-        part.register_forward_pre_hook(lambda _module, _inputs, name=name: seen.add(name))
-        for name, part in model.named_modules()
-    ]
-    was_training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval().encode(views, torch.ones(1, 2, dtype=torch.bool), boxes, segmentation=False)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def reaches_encoder(model: Any, modules: Iterable[str]) -> bool:
-    """Whether one of the adapted modules (names or suffixes) runs in `encode`: its output then differs by fold."""
-    ran = modules_of_encoder(model)
-    return any(name == suffix or name.endswith(f".{suffix}") for suffix in modules for name in ran)
+def shared_units(model: RoadworkDetector, modules: Iterable[str]) -> int | None:
+    """Backbone units that no adapted module (names or suffixes) changes; None: the whole encoder is left as it is."""
+    wanted = tuple(modules)
+    names = [n for n, _ in model.named_modules() if any(n == m or n.endswith(f".{m}") for m in wanted)]
+    units = [unit for name in names if (unit := model.unit_of(name)) is not None]
+    return min(units, default=None)
 
 
 class _Call(nn.Module):

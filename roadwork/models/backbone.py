@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -129,6 +130,15 @@ class Backbone(nn.Module):
         """Number of units."""
         return len(self.units())
 
+    def unit_of(self, name: str) -> int:
+        """Units that are done when a module or parameter (by its name in here) is first used: 0 for the stem."""
+        places = {id(module): number for number, module in enumerate(self.units())}
+        places |= {id(module): self.depth for module in self._tail()}
+        for path, module in self.named_modules():
+            if id(module) in places and f"{name}.".startswith(f"{path}."):
+                return places[id(module)]
+        return 0
+
     def _measure(self, view_size: int) -> None:
         """Widths per unit and strides: by name for a ViT, by a small forward pass for a convolutional net (which also
         proves that its stages, put together here, are what timm computes)."""
@@ -222,6 +232,13 @@ class Backbone(nn.Module):
         if isinstance(getattr(net, "norm_pre", None), nn.Module):
             embedded = net.norm_pre(embedded)
         return State(embedded, rope, grid)
+
+    @torch.no_grad()
+    def state_of(self, x: Tensor, view_size: int) -> State:
+        """The state between two units of which only the activations are known: the rest depends on the size of the views."""
+        if not self.vit:
+            return State(x)
+        return dataclasses.replace(self.begin(x.new_zeros(1, 3, view_size, view_size)), x=x)
 
     def _computes_in_fp32(self, x: Tensor) -> bool:
         return not self.vit and not self.compiled and computes_in_fp32(next(self.net.parameters()), x.device)

@@ -21,7 +21,7 @@ from roadwork.models.layer import Layer
 from roadwork.models.metadata import METADATA_DIM, MetadataEncoder
 from roadwork.models.moe import MoE, balance_loss
 from roadwork.models.norm import RMSNorm
-from roadwork.models.outputs import Encoded, Outputs
+from roadwork.models.outputs import Choice, Encoded, Outputs, Partial
 from roadwork.models.pruning import ViewPruner, check_keep_ratio
 from roadwork.models.saved import Saved
 from roadwork.models.segmentation import SegmentationDecoder
@@ -190,42 +190,73 @@ class RoadworkDetector(Saved, nn.Module):
         segmentation: bool = True,
     ) -> Encoded:
         """Everything before the first layer; arguments as in `forward`. Without `segmentation`, no patch tokens."""
+        return self.complete(self.begin(views, view_mask, boxes), segmentation)
+
+    def begin(self, views: Tensor, view_mask: Tensor | None = None, boxes: Tensor | None = None) -> Partial:
+        """What `encode` has before the backbone's first unit; arguments as in `forward`."""
         mask, boxes = self._check(views, view_mask, boxes)
-        batch, count = mask.shape
         slots = Slots.of(mask, views.device)
+        return Partial(self.backbone.begin(slots.pack(views)), 0, slots, mask, slots.pack(boxes))
+
+    def advance(self, partial: Partial, unit: int) -> Partial:
+        """The same before a later unit of the backbone; views are pruned on the way, once their depth is passed."""
+        if partial.choice is None and unit > self.prune_unit:
+            partial = self._prune(self._run(partial, self.prune_unit))
+        return self._run(partial, unit)
+
+    def complete(self, partial: Partial, segmentation: bool = True) -> Encoded:
+        """The encoder's output from wherever `partial` stands."""
+        partial = self.advance(partial, self.backbone.depth)
+        partial = self._prune(partial) if partial.choice is None else partial
+        choice, slots = cast(Choice, partial.choice), partial.slots
         with self._attention():
-            state = self.backbone.begin(slots.pack(views))
-            state = self.backbone.run(state, 0, self.prune_unit)
-            low = self.backbone.vectors(state)
-            packed_boxes = slots.pack(boxes)
-            if self.pruner is None:
-                kept = torch.arange(count, device=views.device).expand(batch, -1)
-                kept_mask, kept_slots, packed_scores = mask, slots, None
-                scores = torch.zeros(batch, count, device=views.device)
-            else:
-                packed_scores = self.pruner.score(low, packed_boxes)
-                scores = slots.unpack(packed_scores)
-                kept, kept_mask = self.pruner.choose(scores, mask)
-                kept_slots = Slots.of(kept_mask, views.device)
-                rows = slots.rows(kept, kept_slots)
-                state, packed_boxes, packed_scores = state.rows(rows), packed_boxes[rows], packed_scores[rows]
-            state = self.backbone.run(state, self.prune_unit, self.backbone.depth)
-            vectors, patches = self.backbone.finish(state, segmentation)
+            vectors, patches = self.backbone.finish(partial.state, segmentation)
         vectors = self.view_norm(vectors)
-        if packed_scores is not None:
-            vectors = vectors * torch.sigmoid(packed_scores)[:, None].to(vectors.dtype)
-        tokens = self.projection(vectors) + self.position(box_features(packed_boxes).to(vectors.dtype))
-        there = mask.to(views.device)
-        weights = (there / there.sum(1, keepdim=True)).to(low.dtype)
+        if self.pruner is not None:
+            gate = torch.sigmoid(slots.pack(choice.scores.gather(1, choice.kept)))
+            vectors = vectors * gate[:, None].to(vectors.dtype)
+        tokens = self.projection(vectors) + self.position(box_features(partial.boxes).to(vectors.dtype))
         return Encoded(
-            tokens=_zeroed(kept_slots.unpack(tokens), kept_mask),
-            view_mask=kept_mask.to(views.device),
-            kept=kept,
-            scores=scores,
-            low=torch.einsum("bv,bvd->bd", weights, _zeroed(slots.unpack(low), mask)),
-            patches=None if patches is None else kept_slots.unpack(patches),
-            boxes=kept_slots.unpack(packed_boxes),
+            tokens=_zeroed(slots.unpack(tokens), partial.mask),
+            view_mask=partial.mask.to(tokens.device),
+            kept=choice.kept,
+            scores=choice.scores,
+            low=choice.low,
+            patches=None if patches is None else slots.unpack(patches),
+            boxes=slots.unpack(partial.boxes),
         )
+
+    def _run(self, partial: Partial, unit: int) -> Partial:
+        with self._attention():
+            state = self.backbone.run(partial.state, partial.unit, unit)
+        return dataclasses.replace(partial, state=state, unit=unit)
+
+    def _prune(self, partial: Partial) -> Partial:
+        """Keep the best views; all of them without a pruner."""
+        mask, slots, device = partial.mask, partial.slots, partial.boxes.device
+        low = self.backbone.vectors(partial.state)
+        there = mask.to(device)
+        weights = (there / there.sum(1, keepdim=True)).to(low.dtype)
+        mean = torch.einsum("bv,bvd->bd", weights, _zeroed(slots.unpack(low), mask))
+        if self.pruner is None:
+            kept = torch.arange(mask.shape[1], device=device).expand(mask.shape)
+            scores = torch.zeros(mask.shape, device=device)
+            return dataclasses.replace(partial, choice=Choice(kept, scores, mean))
+        scores = slots.unpack(self.pruner.score(low, partial.boxes))
+        kept, kept_mask = self.pruner.choose(scores, mask)
+        kept_slots = Slots.of(kept_mask, device)
+        rows = slots.rows(kept, kept_slots)
+        state, boxes = partial.state.rows(rows), partial.boxes[rows]
+        return Partial(state, partial.unit, kept_slots, kept_mask, boxes, Choice(kept, scores, mean))
+
+    def unit_of(self, name: str) -> int | None:
+        """Backbone units that are done when a module or parameter of this name is first used; None: after `encode`."""
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            return self.backbone.unit_of(rest)
+        if part == "pruner":
+            return self.prune_unit
+        return self.backbone.depth if part in ("view_norm", "projection", "position") else None
 
     def decide(
         self, encoded: Encoded, metadata: Mapping[str, Tensor] | None = None, segmentation: bool = True

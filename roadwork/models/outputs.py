@@ -3,13 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from roadwork.models.backbone import State
+from roadwork.models.slots import Slots
+
+
+@dataclass
+class Choice:
+    """Which views go on after pruning, and what was seen of all of them."""
+
+    kept: Tensor
+    """int64 [B, K] numbers of the kept views, ascending; 0 where there is none."""
+    scores: Tensor
+    """fp32 [B, V] pruning scores (zeros without pruning)."""
+    low: Tensor
+    """[B, D] mean over ALL valid views of the backbone's vectors at the pruning depth."""
+
+
+@dataclass
+class Partial:
+    """A batch between two units of the backbone."""
+
+    state: State
+    """Activations of the computed slots, one after the other: [N, ...]."""
+    unit: int
+    """Units that are done."""
+    slots: Slots
+    """Where the N views belong in the padded batch [B, K]."""
+    mask: Tensor
+    """bool [B, K] views that are there, where the caller's mask lies."""
+    boxes: Tensor
+    """fp32 [N, 4] boxes as fractions of the photo."""
+    choice: Choice | None = None
+    """Set once views were pruned."""
+
+    def padded(self) -> dict[str, Tensor]:
+        """Everything as tensors with one row per photo, by name: what `restored` needs."""
+        rows = {"x": self.slots.unpack(self.state.x), "view_mask": self.mask, "boxes": self.slots.unpack(self.boxes)}
+        return rows | ({} if self.choice is None else vars(self.choice))
+
+    @staticmethod
+    def restored(tensors: Mapping[str, Tensor], unit: int, state: Callable[[Tensor], State]) -> Partial:
+        """The inverse of `padded`; state: from activations [N, ...] to the backbone's state."""
+        mask, x = tensors["view_mask"].cpu(), tensors["x"]
+        slots = Slots.of(mask, x.device)
+        choice = {name: tensors[name] for name in ("kept", "scores", "low") if name in tensors}
+        made = Choice(**choice) if choice else None
+        return Partial(state(slots.pack(x)), unit, slots, mask, slots.pack(tensors["boxes"]), made)
 
 
 @dataclass

@@ -23,15 +23,15 @@ from roadwork.config import Config
 from roadwork.data.augment import Augment
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import Batch, EvalLoader
-from roadwork.errors import UserError
-from roadwork.models.detector import Encoded, RoadworkDetector
+from roadwork.models.detector import RoadworkDetector
+from roadwork.models.outputs import Encoded, Partial
 from roadwork.monitoring.progress import Progress
 
 CHUNK = 64
 """Photos per chunk, at least; at most about a thousand chunks are made."""
 METADATA = "metadata."
-SLOTS = ("tokens", "view_mask", "kept", "boxes")
-"""Arrays with one row per kept view; a photo's valid rows come first."""
+SLOTS = ("tokens", "x", "view_mask", "kept", "boxes")
+"""Arrays with one row per view that goes on; a photo's valid rows come first."""
 
 
 @dataclass
@@ -58,8 +58,8 @@ def photo_key(photo_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(photo_id.encode(), digest_size=8).digest(), "little") >> 2
 
 
-class Encoding:
-    """Views to the encoder's output, with the fixed augmentation of each copy (copy 0 is the photo itself)."""
+class FixedCopies:
+    """Views of a batch with the fixed augmentation of each copy (copy 0 is the photo itself)."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         scale = config.augment.probability_scale * config.folds.augment_scale
@@ -81,16 +81,12 @@ class Encoding:
         views[which] = changed
         return views
 
-    def __call__(self, model: RoadworkDetector, batch: Batch, copies: np.ndarray) -> Encoded:
-        """The encoder's output of a batch (moved to the device by the caller); no patch tokens."""
-        return model.encode(self.views(batch, copies), batch.view_mask, batch.boxes, segmentation=False)
-
 
 class LivePrefix:
-    """Encodes every batch anew, with gradients: for adapters inside the encoder."""
+    """Encodes every batch anew, with gradients: for adapters in the encoder's first unit, or a cache that grew too large."""
 
     def __init__(
-        self, index: ShardIndex, rows: np.ndarray, encoding: Encoding, config: Config, with_gradients: bool = True
+        self, index: ShardIndex, rows: np.ndarray, encoding: FixedCopies, config: Config, with_gradients: bool = True
     ) -> None:
         self.index, self.rows, self.encoding, self.config = index, rows, encoding, config
         self.with_gradients = with_gradients
@@ -105,8 +101,9 @@ class LivePrefix:
             part = slice(first, first + len(loaded.ids))
             first = part.stop
             moved = loaded.to(self.encoding.device)
+            views = self.encoding.views(moved, copies[part])
             with _frozen(model), torch.set_grad_enabled(self.with_gradients and torch.is_grad_enabled()):
-                encoded = self.encoding(model, moved, copies[part])
+                encoded = model.encode(views, moved.view_mask, moved.boxes, segmentation=False)
             yield Prefix(encoded, moved.metadata, positions[part])
 
 
@@ -123,10 +120,18 @@ def _frozen(model: RoadworkDetector) -> Iterator[None]:
 
 
 class PrefixCache:
-    """Memory-mapped encoder outputs: chunk folders with one array [photos, copies, ...] per tensor."""
+    """What all folds share, memory-mapped: chunk folders with one array [photos, copies, ...] per tensor.
 
-    def __init__(self, folder: Path, rows: np.ndarray, copies: int, device: torch.device) -> None:
-        self.folder, self.rows, self.copies, self.device = folder, rows, copies, device
+    Args:
+        rows: rows of the index, the photos.
+        copies: fixed augmented copies of each photo.
+        unit: units of the backbone that come before the first adapted module; None: the whole encoder does.
+    """
+
+    def __init__(
+        self, folder: Path, rows: np.ndarray, copies: int, device: torch.device, unit: int | None = None
+    ) -> None:
+        self.folder, self.rows, self.copies, self.device, self.unit = folder, rows, copies, device, unit
         self.chunk = max(CHUNK, -(-len(rows) // 1024))
         self.number = -(-len(rows) // self.chunk)
         self._maps: dict[int, dict[str, np.ndarray]] = {}
@@ -145,16 +150,21 @@ class PrefixCache:
         return np.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.rows)))
 
     def fill(
-        self, model: RoadworkDetector, index: ShardIndex, encoding: Encoding, config: Config, rank: int, world_size: int
+        self,
+        model: RoadworkDetector,
+        index: ShardIndex,
+        encoding: FixedCopies,
+        config: Config,
+        rank: int,
+        world_size: int,
     ) -> None:
-        """Encode this process's missing chunks. Raises UserError where the cache would outgrow folds.cache_gib."""
+        """Encode this process's missing chunks."""
         todo = [chunk for chunk in range(rank, self.number, world_size) if not self.path(chunk).is_dir()]
         if not todo:
             return
         wanted = np.concatenate([self.positions(chunk) for chunk in todo])
         loader = _loader(index, self.rows[wanted], model, config, config.predict.batch)
         waiting: list[dict[str, np.ndarray]] = []
-        model.eval()
         console = rank == 0 and config.monitoring.console
         with Progress("dora_folds: encode", len(wanted), enabled=console) as progress:
             for loaded in loader:
@@ -162,25 +172,32 @@ class PrefixCache:
                 progress.advance(len(loaded))
                 while todo and len(waiting) >= len(self.positions(todo[0])):
                     size = len(self.positions(todo[0]))
-                    self._check_size(waiting[0], config.folds.cache_gib)
                     self._write(todo.pop(0), waiting[:size])
                     del waiting[:size]
 
     @torch.inference_mode()
-    def _encode(self, model: RoadworkDetector, encoding: Encoding, loaded: Batch) -> list[dict[str, np.ndarray]]:
+    def _encode(self, model: RoadworkDetector, encoding: FixedCopies, loaded: Batch) -> list[dict[str, np.ndarray]]:
         """Per photo: name -> array [copies, ...]."""
         moved = loaded.to(self.device)
         number = len(loaded)
-        each = [_arrays(encoding(model, moved, np.full(number, copy)), moved.metadata) for copy in range(self.copies)]
+        model.eval()
+        metadata = {METADATA + name: value for name, value in moved.metadata.items()}
+        each = []
+        for copy in range(self.copies):
+            tensors = self._shared(model, encoding.views(moved, np.full(number, copy)), moved) | metadata
+            each.append({name: value.cpu().numpy() for name, value in tensors.items()})
         return [{name: np.stack([one[name][row] for one in each]) for name in each[0]} for row in range(number)]
 
-    def _check_size(self, photo: dict[str, np.ndarray], limit_gib: float) -> None:
-        total = sum(value.nbytes for value in photo.values()) * len(self.rows)
-        if total > limit_gib * 2**30:
-            raise UserError(
-                f"folds: {self.copies} copies of {len(self.rows)} photos need {total / 2**30:.1f} GiB of cache, above "
-                f"folds.cache_gib {limit_gib:g}; raise it or lower folds.copies"
-            )
+    def _shared(self, model: RoadworkDetector, views: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        if self.unit is not None:
+            return model.advance(model.begin(views, batch.view_mask, batch.boxes), self.unit).padded()
+        encoded = model.encode(views, batch.view_mask, batch.boxes, segmentation=False)
+        return {name: value for name, value in vars(encoded).items() if value is not None}
+
+    def gib(self, model: RoadworkDetector, index: ShardIndex, encoding: FixedCopies, config: Config) -> float:
+        """What the whole cache will take, by its first photo."""
+        (photo,) = self._encode(model, encoding, next(iter(_loader(index, self.rows[:1], model, config, 1, workers=0))))
+        return sum(value.nbytes for value in photo.values()) * len(self.rows) / 2**30
 
     def _write(self, chunk: int, photos: list[dict[str, np.ndarray]]) -> None:
         temporary = self.folder / f".{self.path(chunk).name}.tmp"
@@ -202,7 +219,7 @@ class PrefixCache:
         """See PrefixSource."""
         for first in range(0, len(positions), batch):
             part = slice(first, first + batch)
-            yield self._batch(positions[part], copies[part])
+            yield self._batch(model, positions[part], copies[part])
 
     def _photo(self, position: int, copy: int) -> dict[str, np.ndarray]:
         """One copy of one photo without its chunk's padding: a batch is then padded as the encoder pads it."""
@@ -210,32 +227,30 @@ class PrefixCache:
         slots = int(arrays["view_mask"].sum())
         return {name: value[:slots] if name in SLOTS else value for name, value in arrays.items()}
 
-    def _batch(self, positions: np.ndarray, copies: np.ndarray) -> Prefix:
+    def _batch(self, model: RoadworkDetector, positions: np.ndarray, copies: np.ndarray) -> Prefix:
         picked = [self._photo(position, copy) for position, copy in zip(positions, copies, strict=True)]
         tensors = {name: torch.from_numpy(_pad([one[name] for one in picked])).to(self.device) for name in picked[0]}
         metadata = {name.removeprefix(METADATA): t for name, t in tensors.items() if name.startswith(METADATA)}
         fields = {name: value for name, value in tensors.items() if not name.startswith(METADATA)}
-        absent: dict[str, Any] = {field.name: None for field in dataclasses.fields(Encoded) if field.name not in fields}
-        return Prefix(Encoded(**fields, **absent), metadata, positions)
+        if self.unit is None:
+            return Prefix(Encoded(**fields), metadata, positions)
+        with _frozen(model):
+            partial = Partial.restored(fields, self.unit, lambda x: model.backbone.state_of(x, model.view_size))
+            return Prefix(model.complete(partial, segmentation=False), metadata, positions)
 
 
-def _loader(index: ShardIndex, rows: np.ndarray, model: RoadworkDetector, config: Config, batch: int) -> EvalLoader:
+def _loader(
+    index: ShardIndex, rows: np.ndarray, model: RoadworkDetector, config: Config, batch: int, workers: int | None = None
+) -> EvalLoader:
     return EvalLoader(
         index,
         batch=batch,
-        workers=config.data.workers,
+        workers=config.data.workers if workers is None else workers,
         indices=rows,
         bad_sample_budget=config.data.bad_sample_budget,
         load_masks=False,
         load_text=model.config.reads_text,
     )
-
-
-def _arrays(encoded: Encoded, metadata: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Every tensor of the encoder's output and the metadata, by name, on the CPU."""
-    fields = {field.name: getattr(encoded, field.name) for field in dataclasses.fields(encoded)}
-    named = {**fields, **{METADATA + name: value for name, value in metadata.items()}}
-    return {name: value.cpu().numpy() for name, value in named.items() if isinstance(value, torch.Tensor)}
 
 
 def _pad(arrays: list[np.ndarray]) -> np.ndarray:

@@ -24,9 +24,9 @@ from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.metrics import group_codes
 from roadwork.models import RoadworkDetector
-from roadwork.models.adapters import file_digest, reaches_encoder, state_digest
+from roadwork.models.adapters import file_digest, shared_units, state_digest
 from roadwork.monitoring.console import quiet_libraries
-from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, PrefixSource, open_cache
+from roadwork.training.fold_cache import FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
 from roadwork.training.fold_queue import COMPLETE, fold_path, one_job_at_a_time, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 
@@ -144,23 +144,36 @@ def write_out_of_fold(folder: Path, data: FoldData) -> Path:
 
 
 def prefix_source(model: RoadworkDetector, prepared: Prepared, config: Config, engine: Engine) -> PrefixSource:
-    """The shared cache, filled by all processes; the encoder itself where adapters reach into it."""
-    index, data = prepared.index, prepared.data
-    encoding = Encoding(config, engine.device)
-    if reaches_encoder(model, [*config.folds.target_modules, *config.folds.modules_to_save]):
-        logger.info("folds: adapters reach into the encoder; every batch is encoded anew")
+    """What lies before the first adapted module, cached by all processes; the encoder itself where nothing does.
+
+    Raises UserError where the encoder's outputs would outgrow folds.cache_gib. Activations between two units of the
+    backbone, which are much larger, are not kept then: every batch is encoded anew.
+    """
+    index, data, options = prepared.index, prepared.data, config.folds
+    encoding = FixedCopies(config, engine.device)
+    unit = shared_units(model, [*options.target_modules, *options.modules_to_save])
+    if unit == 0:
+        logger.info("folds: adapters reach into the encoder's first unit; every batch is encoded anew")
         return LivePrefix(index, data.rows, encoding, config)
     folder = prepared.folder / "prefix"
+    cache = PrefixCache(folder, data.rows, options.copies, engine.device, unit)
+    gib = cache.gib(model, index, encoding, config)
+    if gib > options.cache_gib:
+        needs = f"folds: {options.copies} copies of {len(data.rows)} photos need {gib:.3g} GiB of cache, above"
+        if unit is None:
+            raise UserError(f"{needs} folds.cache_gib {options.cache_gib:g}; raise it or lower folds.copies")
+        logger.info("%s folds.cache_gib %g: every batch is encoded anew", needs, options.cache_gib)
+        return LivePrefix(index, data.rows, encoding, config)
     needed = {key: prepared.identity[key] for key in ("base", "photos", "seed", "augment")}
-    needed |= {"copies": config.folds.copies, "augment_scale": config.folds.augment_scale}
-    cache = PrefixCache(folder, data.rows, config.folds.copies, engine.device)
+    needed |= {"copies": options.copies, "augment_scale": options.augment_scale, "unit": unit}
     with one_job_at_a_time(engine, folder):
         if engine.is_main:
             open_cache(folder, needed)
         engine.barrier()
         cache.fill(model, index, encoding, config, engine.rank, engine.world_size)
         engine.barrier()
-    logger.info("folds: encoder outputs of %d photos in %d bytes", len(data.rows), cache.bytes)
+    what = "encoder outputs" if unit is None else f"activations after unit {unit} of the backbone"
+    logger.info("folds: %s of %d photos in %d bytes", what, len(data.rows), cache.bytes)
     return cache
 
 

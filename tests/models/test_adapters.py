@@ -1,6 +1,7 @@
 """DoRA adapters: vanilla peft reads them, merged equals adapted, and the model they were on is as it was."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -15,8 +16,8 @@ from roadwork.models.adapters import (
     average,
     call_with,
     merged_overrides,
-    reaches_encoder,
     replaced,
+    shared_units,
     state_digest,
 )
 
@@ -120,11 +121,43 @@ def test_replaced_puts_the_weights_back_even_after_an_error(detector, encoded, t
     assert state_digest(detector) == before
 
 
-def test_encoder_modules_are_found_by_running_it(detector):
-    assert not reaches_encoder(detector, ["layers.0.attention.qkv_proj", "classifier"])
-    assert reaches_encoder(detector, ["layers.0.attention.qkv_proj", "projection"])
-    blocks = [name for name, _ in detector.named_modules() if name.startswith("backbone") and name.endswith("qkv")]
-    assert reaches_encoder(detector, [blocks[0].split(".", 2)[-1]])
+@pytest.mark.parametrize("kind", ["vit", "convolutional"])
+def test_a_module_runs_after_as_many_units_as_its_name_tells(kind):
+    """Hooks say when each module with weights first runs; `unit_of` must say the same of its name."""
+    backbone = {"vit": "test_vit", "convolutional": "test_efficientnet"}[kind]
+    model = RoadworkDetector(dataclasses.replace(TINY, backbone=backbone), 64)
+    seen, done = {}, 0
+
+    def note(name):
+        def hook(_module, _inputs):
+            seen.setdefault(name, done)
+
+        return hook
+
+    def passed(_module, _inputs, _output):
+        nonlocal done
+        done += 1
+
+    for name, part in model.named_modules():
+        part.register_forward_pre_hook(note(name))
+    for unit in model.backbone.units():
+        unit.register_forward_hook(passed)
+    with torch.no_grad():
+        encoded = model.encode(torch.rand(1, 3, 3, 64, 64))
+        encoder = dict(seen)
+        model.decide(encoded)
+    weighty = [name for name, part in model.named_modules() if next(part.parameters(recurse=False), None) is not None]
+    ran = [name for name in weighty if name in seen]
+    assert len(ran) > 20
+    assert {name: model.unit_of(name) for name in ran} == {name: encoder.get(name) for name in ran}
+
+
+def test_units_before_the_first_adapted_module_are_shared(detector):
+    depth = detector.backbone.depth
+    assert shared_units(detector, ["layers.0.attention.qkv_proj", "classifier"]) is None
+    assert shared_units(detector, ["layers.0.attention.qkv_proj", "projection"]) == depth
+    assert shared_units(detector, [f"blocks.{depth - 1}.attn.qkv", "projection"]) == depth - 1
+    assert shared_units(detector, ["attn.qkv"]) == 0
 
 
 @pytest.mark.parametrize(

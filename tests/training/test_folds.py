@@ -15,9 +15,9 @@ from peft import PeftModel
 from roadwork.data.index import ShardIndex
 from roadwork.errors import UserError
 from roadwork.models import RoadworkDetector
-from roadwork.models.adapters import state_digest
+from roadwork.models.adapters import shared_units, state_digest
 from roadwork.training import folds
-from roadwork.training.fold_cache import Encoding, LivePrefix, PrefixCache, photo_key
+from roadwork.training.fold_cache import FixedCopies, LivePrefix, PrefixCache, photo_key
 from roadwork.training.fold_queue import one_job_at_a_time
 from roadwork.training.fold_trainer import copy_of, learning_rate_factor, parameter_groups, train_fold
 from tests.inference.small_run import alone, make
@@ -87,7 +87,7 @@ def test_vanilla_peft_gives_the_out_of_fold_answers(config, trained, pristine):
     adapted = PeftModel.from_pretrained(pristine, str(trained / "fold-1")).eval().get_base_model()
     data = folds.fold_data(index, config)
     held = np.flatnonzero(data.fold == 1)
-    live = LivePrefix(index, data.rows, Encoding(config, CPU), config)
+    live = LivePrefix(index, data.rows, FixedCopies(config, CPU), config)
     answers = {}
     with torch.no_grad():
         for prefix in live.batches(adapted, held, np.zeros(len(held), int), 4):
@@ -98,11 +98,11 @@ def test_vanilla_peft_gives_the_out_of_fold_answers(config, trained, pristine):
     assert all(abs(float(row["probability"]) - answers[row["id"]]) < 1e-5 for row in rows)
 
 
-def cached(config, pristine, tmp_path, copies=2):
+def cached(config, pristine, tmp_path, copies=2, unit=None):
     index = ShardIndex.open(config.data.shards, "train")
     data = folds.fold_data(index, config)
-    cache = PrefixCache(tmp_path / "prefix", data.rows, copies, CPU)
-    cache.fill(pristine, index, Encoding(config, CPU), config, 0, 1)
+    cache = PrefixCache(tmp_path / "prefix", data.rows, copies, CPU, unit)
+    cache.fill(pristine, index, FixedCopies(config, CPU), config, 0, 1)
     return index, data, cache
 
 
@@ -118,9 +118,25 @@ def test_a_fold_leaves_the_pristine_weights_and_does_not_depend_on_other_folds(c
     assert [name for name, _ in pristine.named_modules() if "lora" in name] == []
 
 
-def test_the_cache_gives_what_encoding_anew_gives(config, pristine, tmp_path):
-    index, data, cache = cached(config, pristine, tmp_path)
-    live = LivePrefix(index, data.rows, Encoding(config, CPU), config)
+def with_targets(config, *more):
+    targets = [*config.folds.target_modules, *more]
+    return dataclasses.replace(config, folds=dataclasses.replace(config.folds, target_modules=targets))
+
+
+@pytest.mark.parametrize(
+    ("unit", "targets"),
+    [
+        (None, []),
+        (6, ["projection"]),
+        (5, ["blocks.5.attn.qkv", "blocks.5.mlp.fc1"]),
+        (1, ["blocks.1.attn.qkv"]),
+    ],
+)
+def test_the_cache_gives_what_encoding_anew_gives(config, pristine, tmp_path, unit, targets):
+    config = with_targets(config, *targets)
+    assert shared_units(pristine, config.folds.target_modules) == unit
+    index, data, cache = cached(config, pristine, tmp_path, unit=unit)
+    live = LivePrefix(index, data.rows, FixedCopies(config, CPU), config)
     positions = np.array([7, 0, 3, 20, 11])
     copies = np.array([0, 1, 1, 0, 1])
     for ours, theirs in zip(
@@ -153,7 +169,7 @@ def test_chunks_do_not_depend_on_who_made_them(config, pristine, tmp_path, monke
     index, data, one = cached(config, pristine, tmp_path)
     two = PrefixCache(tmp_path / "two", data.rows, 2, CPU)
     for rank in (1, 0):
-        two.fill(pristine, index, Encoding(config, CPU), config, rank, 2)
+        two.fill(pristine, index, FixedCopies(config, CPU), config, rank, 2)
     names = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*.npy"))
     assert names == sorted(path.relative_to(two.folder) for path in two.folder.rglob("*.npy"))
     assert len({name.parts[0] for name in names}) == 4
@@ -162,10 +178,27 @@ def test_chunks_do_not_depend_on_who_made_them(config, pristine, tmp_path, monke
     assert one.bytes == two.bytes > 0
 
 
-def test_a_cache_above_its_bound_is_refused(config, pristine, tmp_path):
-    small = dataclasses.replace(config, folds=dataclasses.replace(config.folds, cache_gib=1e-6))
+def test_a_cache_above_its_bound_is_refused_or_done_without(config, tmp_path):
+    """Encoder outputs are small and wanted; activations inside the backbone are a gain that may be left."""
+    (tmp_path / "best").symlink_to(Path(config.run.dir) / "best")
+
+    def source(*targets):
+        run = dataclasses.replace(
+            with_targets(config, *targets), run=dataclasses.replace(config.run, dir=str(tmp_path))
+        )
+        run.folds.cache_gib = limit
+        prepared = folds.prepare(run)
+        model = RoadworkDetector.from_pretrained(prepared.best).requires_grad_(False)
+        return folds.prefix_source(model, prepared, run, alone())
+
+    limit = 1e-6
     with pytest.raises(UserError, match="above folds.cache_gib"):
-        cached(small, pristine, tmp_path)
+        source()
+    assert isinstance(source("blocks.5.attn.qkv"), LivePrefix)
+    limit = 1.0
+    assert source().unit is None
+    assert source("blocks.5.attn.qkv").unit == 5
+    assert isinstance(source("blocks.0.attn.qkv"), LivePrefix)
 
 
 def test_the_default_learning_rate_moves_predictions(trained):
