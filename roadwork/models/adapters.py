@@ -56,15 +56,19 @@ def attach(model: nn.Module, config: FoldsConfig) -> PeftModel:
 def changed_names(model: nn.Module, folder: Path) -> list[str]:
     """Parameters of the plain `model` that the adapter in `folder` changes."""
     settings = LoraConfig.from_pretrained(str(folder))
-    targets = list(settings.target_modules or []) + list(settings.modules_to_save or [])
-    suffixes = [target.strip(".") for target in targets]
+    return _parameters_of(model, [*(settings.target_modules or []), *(settings.modules_to_save or [])])
 
-    def owned(name: str) -> bool:
-        parts = name.split(".")
-        prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
-        return any(prefix == s or prefix.endswith(f".{s}") for prefix in prefixes for s in suffixes)
 
-    return [name for name, _ in model.named_parameters() if owned(name)]
+def _parameters_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
+    """Names of the parameters in modules that are called so, or end so."""
+    suffixes = tuple(f".{module.strip('.')}." for module in modules)
+    return [name for name, _ in model.named_parameters() if any(suffix in f".{name}" for suffix in suffixes)]
+
+
+def shared_units(model: RoadworkDetector, modules: Iterable[str]) -> int | None:
+    """Backbone units that no adapted module (names or suffixes) changes; None: the whole encoder is left as it is."""
+    units = [unit for name in _parameters_of(model, modules) if (unit := model.unit_of(name)) is not None]
+    return min(units, default=None)
 
 
 def merged_overrides(model: nn.Module, folder: Path) -> Overrides:
@@ -99,14 +103,6 @@ def _restore(
             if name in values:
                 parameter.copy_(values[name])
             parameter.requires_grad_(flags[name])
-
-
-def shared_units(model: RoadworkDetector, modules: Iterable[str]) -> int | None:
-    """Backbone units that no adapted module (names or suffixes) changes; None: the whole encoder is left as it is."""
-    wanted = tuple(modules)
-    names = [n for n, _ in model.named_modules() if any(n == m or n.endswith(f".{m}") for m in wanted)]
-    units = [unit for name in names if (unit := model.unit_of(name)) is not None]
-    return min(units, default=None)
 
 
 class _Call(nn.Module):

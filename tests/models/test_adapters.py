@@ -152,6 +152,13 @@ def test_a_module_runs_after_as_many_units_as_its_name_tells(kind):
     assert {name: model.unit_of(name) for name in ran} == {name: encoder.get(name) for name in ran}
 
 
+def test_an_empty_module_of_the_backbone_counts_for_nothing():
+    model = RoadworkDetector(dataclasses.replace(TINY, backbone="test_efficientnet"), 64)
+    assert any(name.endswith("backbone.net.classifier") for name, _ in model.named_modules())
+    defaults = FoldsConfig()
+    assert shared_units(model, [*defaults.target_modules, *defaults.modules_to_save]) is None
+
+
 def test_units_before_the_first_adapted_module_are_shared(detector):
     depth = detector.backbone.depth
     assert shared_units(detector, ["layers.0.attention.qkv_proj", "classifier"]) is None
