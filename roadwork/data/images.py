@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from roadwork.data.jpeg_markers import check_markers
 from roadwork.data.record import Rejected
 
 MAX_PIXELS = 150_000_000
@@ -17,13 +19,15 @@ MIN_SIDE = 16
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What Pillow may open: some of its other formats start external programs."""
 _ORIENTATION = 0x0112
+_FILTERS = threading.Lock()
+"""Silencing warnings changes the process's filters, which threads must do one after the other."""
 _DAMAGE = ("premature", "corrupt", "huffman", "truncated", "invalid", "bad ")
 
 
 class Photo:
     """An encoded photo whose header has been judged; `width` and `height` are those of the upright photo.
 
-    Raises Rejected: `no_image`, `not_an_image`, `too_many_pixels`, `too_small`.
+    Raises Rejected: `no_image`, `not_an_image`, `too_many_pixels`, `too_small`, `too_many_scans`, `too_many_segments`.
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
@@ -59,6 +63,11 @@ class Photo:
 def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[str, ...]]:
     """Encoded photo to uint8 RGB [H, W, 3], upright, and the names of what was repaired. Raises Rejected as Photo."""
     return Photo(data, max_pixels).decode()
+
+
+def convert_image(image: Image.Image) -> np.ndarray:
+    """A Pillow picture to uint8 RGB [H, W, 3], upright, as `Photo.decode` makes it of a file. Raises Rejected."""
+    return upright(_decode_pillow(image, []), _orientation(image))
 
 
 def decode_masks(data: bytes, width: int, height: int) -> np.ndarray:
@@ -97,8 +106,10 @@ def upright(rgb: np.ndarray, orientation: int) -> np.ndarray:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header only and refuse what should not be decoded."""
+    if data.startswith(b"\xff\xd8"):
+        check_markers(data)
     try:
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (judged below) and of broken EXIF
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -115,7 +126,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a broken EXIF block must not cost the photo: Pillow raises many kinds here
@@ -153,7 +164,7 @@ def _decode_pillow(image: Image.Image, notes: list[str]) -> np.ndarray:
         return np.repeat(grey[..., None], 3, axis=2)
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or (mode == "P" and "transparency" in image.info):
         notes.append("image_transparency")
-        rgba = image.convert("RGBA")
+        rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")  # Pillow knows no direct way from La
         # Transparent pixels hold arbitrary colours: show what a viewer shows on white paper.
         paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return np.asarray(Image.alpha_composite(paper, rgba).convert("RGB"))

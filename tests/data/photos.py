@@ -32,6 +32,12 @@ def encode(rgb: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def repeated_scans(jpeg: bytes, times: int, between: bytes = b"") -> bytes:
+    """The JPEG with its last scan repeated: a few bytes each, and each a walk over the whole picture."""
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + (between + last) * times + b"\xff\xd9"
+
+
 def row(number: int, **changes: Any) -> dict[str, Any]:
     """One flat row of the public schema."""
     label = changes.pop("label", number % 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from roadwork.data import images
-from roadwork.data.images import MAX_PIXELS, MIN_SIDE, Photo, decode_masks, decode_photo, upright
+from roadwork.data.images import MAX_PIXELS, MIN_SIDE, Photo, convert_image, decode_masks, decode_photo, upright
 from roadwork.data.record import Rejected
 from tests.data.photos import encode, scene
 
@@ -59,6 +59,14 @@ def test_a_palette_with_a_transparent_colour_is_shown_on_white() -> None:
     decoded, notes = decode_photo(encode(picture, "PNG", transparency=0))
     assert notes == ("image_transparency",)
     assert (decoded[:10] == (200, 100, 50)).all() and (decoded[10:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+)
+def test_each_mode_of_pillow_becomes_rgb(mode: str) -> None:
+    rgb = convert_image(Image.new(mode, (40, 24)))
+    assert rgb.dtype == np.uint8 and rgb.shape == (24, 40, 3)
 
 
 def test_a_picture_of_real_numbers_is_refused_by_its_mode() -> None:
@@ -209,6 +217,7 @@ ENCODED = {
 }
 REASONS = {
     "no_image", "not_an_image", "too_many_pixels", "too_small", "truncated_image", "damaged_image", "unsupported_mode",
+    "too_many_scans", "too_many_segments",
 }  # fmt: skip
 
 
