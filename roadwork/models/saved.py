@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -14,12 +13,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from roadwork.config import ModelConfig
+from roadwork.data.images import MIN_SIDE, Photo, convert_image
+from roadwork.data.record import Rejected
 from roadwork.data.views import make_views, view_boxes
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone
@@ -27,19 +28,19 @@ from roadwork.models.weights import Recipe
 
 WEIGHTS, CONFIG, CALIBRATION, CARD = "model.safetensors", "config.json", "calibration.json", "README.md"
 ARCHITECTURE, FORMAT = "RoadworkDetector", 1
-MIN_SIDE = 16
 
 
 def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Any picture -> uint8 [H, W, 3], upright (EXIF), sides at least 16.
 
     Args:
-        image: path, encoded bytes, PIL image (greyscale, palette, CMYK, alpha, 16 bit are converted; alpha over white),
-            or uint8 array [H, W, 3] or [H, W].
+        image: path, encoded bytes (of a format that photos may have in shards), PIL image (greyscale, palette, CMYK,
+            alpha, 16 bit are converted; alpha over white), or uint8 array [H, W, 3] or [H, W].
 
     Raises:
         TypeError: another type.
-        ValueError: bytes that do not decode completely, wrong shapes or dtypes, sides too small.
+        ValueError: bytes that do not decode completely or must not be decoded (`Photo`), wrong shapes or dtypes, sides
+            too small.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
@@ -57,7 +58,7 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
     elif isinstance(image, bytes | bytearray | memoryview):
         rgb = _decode(bytes(image), f"{len(image)} bytes")
     elif isinstance(image, Image.Image):
-        rgb = _convert(image, "PIL image")
+        rgb = _decode(image, "(PIL)")
     else:
         raise TypeError(f"image is {type(image).__name__}; expected a path, bytes, a PIL image or a uint8 array")
     if min(rgb.shape[:2]) < MIN_SIDE:
@@ -65,31 +66,12 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
     return rgb
 
 
-def _decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+def _decode(image: bytes | Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    """By the decoder of the shards, so that a picture's answer is of the pixels that training saw."""
     try:
-        picture = Image.open(io.BytesIO(data))  # itself refuses twice the limit
-        if math.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ValueError(f"{picture.width}x{picture.height} px, at most {Image.MAX_IMAGE_PIXELS} are decoded")
-        picture.load()
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and struct.error for damaged files
-        raise ValueError(f"image {name} does not decode: {error}") from error
-    return _convert(picture, name)
-
-
-def _convert(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-    try:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16") or picture.mode == "I":
-            wide = np.asarray(picture).astype(np.int64)
-            picture = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).clip(0, 255).astype(np.uint8))
-        elif picture.mode == "F":
-            raise ValueError("floating-point pixels have no agreed range")
-        if "A" in picture.mode or "transparency" in picture.info:
-            layer = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return np.array(picture.convert("RGB"))
-    except Exception as error:  # lazily loaded files fail here
-        raise ValueError(f"image {name} cannot be converted: {error}") from error
+        return Photo(image).decode()[0] if isinstance(image, bytes) else convert_image(image)
+    except Rejected as error:
+        raise ValueError(f"image {name} cannot be used: {error.reason}") from error
 
 
 class CutPhoto(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from roadwork.data.images import decode_photo
 from roadwork.errors import UserError
 from roadwork.models import RoadworkDetector
 from roadwork.models.saved import padded, to_rgb
@@ -106,10 +107,24 @@ def test_predict_takes_every_kind_of_picture(build: Build, tmp_path: Path, photo
     assert model.predict_batch([photo, grey, png]) == pytest.approx([expected, model.predict(grey), expected], abs=1e-5)
 
 
-def test_16_bit_greyscale_keeps_its_range() -> None:
-    wide = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 60).astype(np.uint16)
-    rgb = to_rgb(_bytes(Image.fromarray(wide), "PNG"))
-    assert np.array_equal(rgb[..., 0], (wide >> 8).astype(np.uint8))
+@pytest.mark.parametrize("brightest", [200, 300, 65535])
+def test_16_bit_greyscale_keeps_its_range_as_in_the_shards(brightest: int) -> None:
+    wide = np.linspace(0, brightest, 32 * 32).reshape(32, 32).astype(np.uint16)
+    image = Image.fromarray(wide)
+    png = _bytes(image, "PNG")
+    for rgb in (to_rgb(png), to_rgb(image)):
+        assert np.array_equal(rgb[..., 0], (wide >> 8).astype(np.uint8))
+        assert np.array_equal(rgb, decode_photo(png)[0])
+
+
+def test_a_pil_picture_is_treated_as_its_file(photo: npt.NDArray[np.uint8]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    see_through = Image.fromarray(np.dstack([photo, photo[..., 0]]))
+    for image in (see_through, see_through.convert("LA"), Image.fromarray(photo).quantize(20), Image.fromarray(photo)):
+        png = _bytes(image, "PNG", exif=exif)
+        rgb = to_rgb(Image.open(io.BytesIO(png)))
+        assert rgb.shape == (160, 90, 3) and np.array_equal(rgb, to_rgb(png))
 
 
 def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArray[np.uint8]) -> None:
@@ -119,7 +134,9 @@ def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArra
         b"",
         b"not an image",
         jpeg[: len(jpeg) // 2],
+        jpeg[: len(jpeg) // 2] + b"\xff\xd9",  # Pillow alone would answer for half a photo
         png[:-40],
+        _bytes(Image.fromarray(photo), "EPS"),  # Pillow would start an interpreter for it
         tmp_path / "missing.jpg",
         photo.astype(np.float32),
         photo[..., :2],
