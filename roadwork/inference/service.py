@@ -48,7 +48,7 @@ class Service:
             yield
         finally:
             await self.batcher.close()
-            self._decoders.shutdown()
+            self._decoders.shutdown(wait=False, cancel_futures=True)  # their callers have gone
 
     async def predict(self, request: Request) -> float:
         """Probability of the picture in a request, counted. HTTPException with the reason for what cannot be answered."""
@@ -75,34 +75,25 @@ class Service:
             data = await asyncio.wait_for(read_picture(request, self.options.max_bytes), limit)
         except TimeoutError:
             raise HTTPException(408, f"the request did not arrive within {limit:g} s") from None
-        judge(data, self.options.max_pixels)
+        if not data:
+            raise HTTPException(400, "the body is empty; send one picture")
         try:
             return await asyncio.wait_for(self._answer(data), limit)
         except TimeoutError:
             raise HTTPException(503, f"no answer within {limit:g} s; try again", {"Retry-After": "1"}) from None
 
     async def _answer(self, data: bytes) -> float:
-        return await self.batcher.ask(await self._cut(data))
-
-    async def _cut(self, data: bytes) -> CutPhoto:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._decoders, self.detector.cut, data)
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from None
+            photo = await loop.run_in_executor(self._decoders, self._cut, data)
+        except Rejected as rejected:
+            status = 413 if rejected.reason.startswith("too_many_pixels") else 422
+            raise HTTPException(status, rejected.reason) from None
+        return await self.batcher.ask(photo)
 
-
-def judge(data: bytes, max_pixels: int) -> None:
-    """Refuse by the header what should not be decoded: 413 for too many pixels, 422 for all else.
-
-    Called by the event loop alone: it is quick, and it changes the process's warning filters for a moment.
-    """
-    if not data:
-        raise HTTPException(400, "the body is empty; send one picture")
-    try:
-        Photo(data, max_pixels)
-    except Rejected as rejected:
-        raise HTTPException(413 if rejected.reason.startswith("too_many_pixels") else 422, rejected.reason) from None
+    def _cut(self, data: bytes) -> CutPhoto:
+        """In a thread: header first, which refuses what should not be decoded; even that may be long in a bad file."""
+        return self.detector.cut(Photo(data, self.options.max_pixels).decode()[0])
 
 
 async def read_picture(request: Request, max_bytes: int) -> bytes:
@@ -126,6 +117,8 @@ async def _from_form(request: Request, max_bytes: int) -> bytes:
         form = await MultiPartParser(request.headers, _limited(request, max_bytes), max_files=1, max_fields=16).parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from None
+    except UnicodeError as error:  # of the charset that the form names; some raise it whatever they are given
+        raise HTTPException(400, f"the form cannot be read in its charset: {str(error)[:80]}") from None
     files = [value for value in form.values() if not isinstance(value, str)]
     try:
         if not files:

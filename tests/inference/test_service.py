@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +22,8 @@ import pytest
 from PIL import Image
 
 from roadwork.models import RoadworkDetector
+from roadwork.models.saved import CutPhoto
+from tests.data.photos import repeated_scans
 from tests.inference.spread import spread_answers, tiny_detector
 from tests.launching import ROOT, environment, free_port
 
@@ -62,18 +65,18 @@ def running(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[
 
 @pytest.fixture(scope="module")
 def client(model: Path) -> Iterator[httpx.Client]:
-    """Of a service with small limits."""
-    options = (f"--max_bytes={MAX_BYTES}", "--max_pixels=4000000", "--timeout_s=120")
+    """Of a service with small limits, and time to gather."""
+    options = ("--max_wait_ms=100", f"--max_bytes={MAX_BYTES}", "--max_pixels=4000000", "--timeout_s=120")
     with running(model, *options) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
-def photo(seed: int, width: int, height: int, kind: str = "JPEG") -> bytes:
+def photo(seed: int, width: int, height: int, kind: str = "JPEG", **options: bool) -> bytes:
     """A blocky random picture."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     buffer = io.BytesIO()
-    small.resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
+    small.resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -85,13 +88,23 @@ def huge_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+def form(charset: str, name: str) -> dict[str, object]:
+    """A form of one word whose text is said to be in some charset."""
+    return {
+        "content": f'--x\r\ncontent-disposition: form-data; name="{name}"\r\n\r\nb\r\n--x--\r\n'.encode(),
+        "headers": {"content-type": f"multipart/form-data; boundary=x; charset={charset}"},
+    }
+
+
 JPEG = {"content-type": "image/jpeg"}
 GOOD = photo(0, 224, 224)
 BAD: dict[str, tuple[int, str, Callable[[], dict[str, object]]]] = {
     "empty": (400, "empty", lambda: {"content": b"", "headers": JPEG}),
-    "cut JPEG": (422, "decode", lambda: {"content": GOOD[: len(GOOD) // 2], "headers": JPEG}),
-    "head of a JPEG": (422, "not_an_image|decode", lambda: {"content": GOOD[:20], "headers": JPEG}),
-    "cut PNG": (422, "decode", lambda: {"content": photo(1, 64, 64, "PNG")[:-60]}),
+    "cut JPEG": (422, "truncated_image|damaged_image", lambda: {"content": GOOD[: len(GOOD) // 2], "headers": JPEG}),
+    "cut JPEG with an end": (422, "truncated_image|damaged_image", lambda: {"content": GOOD[:-2000] + b"\xff\xd9"}),
+    "scan repeated": (422, "too_many_scans", lambda: {"content": repeated_scans(photo(2, 320, 180, progressive=True), 40)}),
+    "head of a JPEG": (422, "not_an_image|truncated_image|damaged_image", lambda: {"content": GOOD[:20], "headers": JPEG}),
+    "cut PNG": (422, "truncated_image|damaged_image", lambda: {"content": photo(1, 64, 64, "PNG")[:-60]}),
     "text": (422, "not_an_image", lambda: {"content": b"hello", "headers": JPEG}),
     "vector drawing": (422, "not_an_image", lambda: {"content": b"%!PS-Adobe-3.0 EPSF-3.0\n"}),
     "JSON": (415, "content type 'application/json'", lambda: {"json": {"image": "x"}}),
@@ -108,10 +121,9 @@ BAD: dict[str, tuple[int, str, Callable[[], dict[str, object]]]] = {
     "form of text": (422, "not_an_image", lambda: {"files": {"image": b"hello"}}),
     "form without a boundary": (400, "boundary", lambda: {"content": GOOD, "headers": {"content-type": "multipart/form-data"}}),
     "broken form": (400, "form", lambda: {"content": GOOD, "headers": {"content-type": "multipart/form-data; boundary=x"}}),
-    "odd charset": (422, "no file", lambda: {
-        "content": b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
-        "headers": {"content-type": "multipart/form-data; boundary=x; charset=hex"},
-    }),
+    "odd charset": (422, "no file", lambda: form("hex", "a")),
+    "charset that reads nothing": (400, "form cannot be read", lambda: form("undefined", "a")),
+    "charset that stumbles": (400, "form cannot be read", lambda: form("punycode", "a..b")),
 }  # fmt: skip
 
 
@@ -121,6 +133,7 @@ def test_bad_input_is_the_clients_fault_and_says_why(client: httpx.Client, name:
     answer = client.post("/predict", **request())
     assert answer.status_code == status, answer.text
     assert re.search(reason, answer.json()["detail"]), answer.text
+    assert client.post("/predict", content=GOOD).status_code == 200
 
 
 def test_a_huge_head_is_refused_and_the_service_goes_on(client: httpx.Client) -> None:
@@ -157,13 +170,19 @@ def test_many_at_once_get_the_answers_of_predict(client: httpx.Client, model: Pa
 
             return await asyncio.gather(*(one(number) for number in range(clients)))
 
-    before = counted(client)
+    before, batches = counted(client), ran(client)
     found = [pair for part in asyncio.run(load()) for pair in part]
     detector = RoadworkDetector.from_pretrained(model)
     expected = {which: detector.predict(sent[which]) for which in {which for which, _ in found}}
     assert len(found) == clients * rounds and np.ptp(list(expected.values())) > 1e-2
     assert max(abs(p - expected[which]) for which, p in found) < 1e-5
     assert counted(client) - before == len(found)
+    assert ran(client) - batches < len(found)  # some shared a forward pass
+
+
+def ran(client: httpx.Client) -> int:
+    """Forward passes by the service's own count."""
+    return int(re.findall(r"^roadwork_batch_photos_count (\d+)$", client.get("/metrics").text, flags=re.M)[0])
 
 
 def counted(client: httpx.Client) -> int:
@@ -228,4 +247,31 @@ def test_slow_senders_and_crowds_are_turned_away(model: Path) -> None:
     slow, crowd = asyncio.run(scene())
     assert slow.status_code == 408 and "0.5 s" in slow.json()["detail"]
     assert crowd.status_code == 503 and crowd.headers["retry-after"]
+    assert service.metrics.pending == 0
+
+
+def test_what_takes_too_long_is_answered_so_and_does_not_hold_up_the_end(model: Path) -> None:
+    from roadwork.inference.options import ServiceOptions
+    from roadwork.inference.service import Service, create_app
+
+    class Slow(RoadworkDetector):
+        """Cuts no photo before it is told to."""
+
+        def cut(self, image: object) -> CutPhoto:
+            go.wait(10)
+            done.append(super().cut(image))
+            return done[-1]
+
+    go, done = threading.Event(), list[CutPhoto]()
+    service = Service(Slow.from_pretrained(model), ServiceOptions(timeout_s=0.2))
+
+    async def scene() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(service))
+        async with service.running(), httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return await client.post("/predict", content=GOOD)
+
+    answer = asyncio.run(scene())
+    assert not done  # the service has closed, the thread has not
+    go.set()
+    assert answer.status_code == 503 and "0.2 s" in answer.json()["detail"] and answer.headers["retry-after"]
     assert service.metrics.pending == 0
