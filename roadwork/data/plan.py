@@ -18,8 +18,8 @@ from roadwork.data.record import Record, Rejected, parse_row
 from roadwork.data.sources import Ref, Source
 from roadwork.errors import UserError
 
-ENCODER = 3
-"""Raised whenever the same photo would be encoded to other bytes: finished shards are then built anew."""
+ENCODER = 4
+"""Raised whenever the same photo would be encoded to other bytes or get another hash: finished shards are then built anew."""
 _MOST_PER_SHARD, _FEWEST_PER_SHARD, _SHARDS_PER_SPLIT = 256, 32, 16
 
 

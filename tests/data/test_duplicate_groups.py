@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roadwork.data.duplicates import MAX_BITS, hash_photos, merge_groups_of_duplicates, near_pairs, photo_hash
+from roadwork.data.images import decode_photo
 from roadwork.data.record import Record
 from roadwork.data.sources import Ref
 from roadwork.data.splits import assign_splits, carve, gps_cell, leaking_groups
+from roadwork.data.street import draw
 from tests.data.photos import encode, scene
 
 
@@ -55,6 +59,23 @@ def test_a_copy_by_other_means_is_the_same_photo() -> None:
     hashes = [int(h, 16) for h in hash_photos(Pictures(photos), refs(5))]
     assert max((hashes[0] ^ other).bit_count() for other in hashes) <= MAX_BITS
     assert min((hashes[0] ^ int(photo_hash(other), 16)).bit_count() for other in (B, C)) > MAX_BITS
+
+
+def test_copies_of_street_photos_are_told_from_other_streets() -> None:
+    """What the net makes of a photo: written again, a smaller copy, brighter, darker, a rim cut off."""
+    streets = [draw(index).rgb for index in range(0, 60, 10)]
+    hashes = [int(photo_hash(rgb), 16) for rgb in streets]
+    for rgb, known in zip(streets, hashes, strict=True):
+        height, width = rgb.shape[:2]
+        copies = [
+            decode_photo(encode(rgb, quality=30))[0],
+            cv2.resize(rgb, (width // 2, height // 2), interpolation=cv2.INTER_AREA),
+            (rgb * 0.85).astype(np.uint8),
+            np.clip(rgb.astype(int) + 12, 0, 255).astype(np.uint8),
+            rgb[height // 200 : -(height // 200), width // 200 : -(width // 200)],
+        ]
+        assert max((known ^ int(photo_hash(copy), 16)).bit_count() for copy in copies) <= MAX_BITS
+    assert min((a ^ b).bit_count() for a, b in combinations(hashes, 2)) > MAX_BITS
 
 
 def test_what_does_not_decode_has_no_hash_and_joins_nobody() -> None:
