@@ -26,7 +26,7 @@ from roadwork.evaluation.metrics import group_codes
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import file_digest, shared_units, state_digest
 from roadwork.monitoring.console import quiet_libraries
-from roadwork.training.fold_cache import FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
+from roadwork.training.fold_cache import ARRAYS, FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
 from roadwork.training.fold_queue import COMPLETE, fold_path, one_job_at_a_time, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 
@@ -78,7 +78,9 @@ def save_fold(result: FoldResult, data: FoldData, folder: Path, fold: int, ident
     probability = expit(result.log_odds)
     rows = zip(data.ids[result.held], probability, data.labels[result.held], strict=True)
     held_out = [{"id": str(i), "fold": fold, "label": int(y), "probability": float(p)} for i, p, y in rows]
-    details = {"fold": fold, "best_epoch": result.best_epoch, "history": result.history, **identity}
+    unreadable = data.ids[result.held][~result.readable].tolist()
+    details = {"fold": fold, "best_epoch": result.best_epoch, "history": result.history, "unreadable": unreadable}
+    details |= identity
     (temporary / "fold.json").write_text(json.dumps(details, indent=1))
     (temporary / "held_out.json").write_text(json.dumps(held_out))
     (temporary / COMPLETE).write_text("")
@@ -123,7 +125,10 @@ def check_finished(folder: Path, number: int, identity: dict[str, Any]) -> list[
 
 
 def write_out_of_fold(folder: Path, data: FoldData) -> Path:
-    """folds/oof.csv from all folds' held-out answers: every photo exactly once, in the index's order."""
+    """folds/oof.csv from all folds' held-out answers: every photo exactly once, in the index's order.
+
+    A photo that could not be read has probability 0.5 (log-odds 0, as in prediction) and is named in its fold.json.
+    """
     found: dict[str, dict[str, Any]] = {}
     for fold in range(data.number):
         for row in json.loads((fold_path(folder, fold) / "held_out.json").read_text()):
@@ -165,7 +170,7 @@ def prefix_source(model: RoadworkDetector, prepared: Prepared, config: Config, e
         logger.info("%s folds.cache_gib %g: every batch is encoded anew", needs, options.cache_gib)
         return LivePrefix(index, data.rows, encoding, config)
     needed = {key: prepared.identity[key] for key in ("base", "photos", "seed", "augment")}
-    needed |= {"copies": options.copies, "augment_scale": options.augment_scale, "unit": unit}
+    needed |= {"copies": options.copies, "augment_scale": options.augment_scale, "unit": unit, "arrays": ARRAYS}
     with one_job_at_a_time(engine, folder):
         if engine.is_main:
             open_cache(folder, needed)
