@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 def assign_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Fold [N] that holds each photo out: whole groups, positives' share alike (scikit-learn's StratifiedGroupKFold).
 
-    Raises UserError for fewer than two folds, fewer groups than folds, or one class only.
+    Raises UserError for fewer than two folds, fewer groups than folds, one class only, or no class with a photo per
+    fold (the splitter wants one class that reaches into every fold; the rarer one may stay out of some).
     """
     codes = group_codes(groups, len(labels))
     found = len(np.unique(codes))
@@ -46,8 +47,14 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int)
         raise UserError(
             f"folds.num_folds is {number}, but the train split has {found} groups; set it to {found} or less"
         )
-    if len(np.unique(labels)) < 2:
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2:
         raise UserError(f"folds: the train split holds only label {int(labels[0])}; both classes are needed")
+    if counts.max() < number:
+        raise UserError(
+            f"folds.num_folds is {number}, but the train split has {' and '.join(map(str, counts))} photos per label; "
+            f"set it to {counts.max()} or less"
+        )
     fold = np.full(len(labels), -1)
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
     for k, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, codes)):

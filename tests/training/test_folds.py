@@ -62,11 +62,18 @@ def test_folds_keep_groups_whole_and_classes_alike():
         ([0, 1, 0, 1], ["a", "a", "b", "b"], 3, "has 2 groups"),
         ([1, 1, 1, 1], list("abcd"), 2, "only label 1"),
         ([0, 1], list("ab"), 1, "at least 2"),
+        ([0, 1, 0, 1], list("abcd"), 3, "has 2 and 2 photos per label; set it to 2 or less"),
     ],
 )
 def test_impossible_folds_are_one_clear_line(labels, groups, number, message):
     with pytest.raises(UserError, match=message):
         folds.assign_folds(np.array(labels), np.array(groups), number, 0)
+
+
+def test_a_rare_class_may_stay_out_of_some_folds():
+    with pytest.warns(UserWarning, match="least populated class"):
+        fold = folds.assign_folds(np.array([0, 0, 0, 1, 1]), np.array(list("abcde")), 3, 0)
+    assert set(fold) == {0, 1, 2}
 
 
 def test_every_labelled_photo_is_held_out_exactly_once(config, trained):
