@@ -36,30 +36,34 @@ logger = logging.getLogger(__name__)
 def assign_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Fold [N] that holds each photo out: whole groups, positives' share alike (scikit-learn's StratifiedGroupKFold).
 
-    Raises UserError for fewer than two folds, fewer groups than folds, one class only, or no class with a photo per
-    fold (the splitter wants one class that reaches into every fold; the rarer one may stay out of some).
+    Raises UserError for fewer than two folds, fewer groups than folds, one class only, no class with a photo per fold
+    (the splitter wants one class that may reach into every fold; the rarer one may stay out of some), or an empty fold.
     """
     codes = group_codes(groups, len(labels))
     found = len(np.unique(codes))
     if number < 2:
         raise UserError(f"folds.num_folds is {number}; at least 2 are needed")
     if found < number:
-        raise UserError(
-            f"folds.num_folds is {number}, but the train split has {found} groups; set it to {found} or less"
-        )
+        raise UserError(f"folds.num_folds is {number}, but the train split has {found} groups; {_at_most(found)}")
     counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2:
         raise UserError(f"folds: the train split holds only label {int(labels[0])}; both classes are needed")
     if counts.max() < number:
         raise UserError(
             f"folds.num_folds is {number}, but the train split has {' and '.join(map(str, counts))} photos per label; "
-            f"set it to {counts.max()} or less"
+            f"{_at_most(counts.max())}"
         )
     fold = np.full(len(labels), -1)
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
     for k, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, codes)):
         fold[held] = k
+    if len(np.unique(fold)) < number:  # rare: few groups of unlike sizes and labels
+        raise UserError(f"folds.num_folds is {number}, but the {found} groups fill fewer folds; {_at_most(number - 1)}")
     return fold
+
+
+def _at_most(folds: int) -> str:
+    return f"set it to {folds} or less" if folds > 1 else "build shards with more labelled photos"
 
 
 def fold_data(index: ShardIndex, config: Config) -> FoldData:

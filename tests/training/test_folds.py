@@ -62,6 +62,7 @@ def test_folds_keep_groups_whole_and_classes_alike():
         ([0, 1, 0, 1], ["a", "a", "b", "b"], 3, "has 2 groups"),
         ([1, 1, 1, 1], list("abcd"), 2, "only label 1"),
         ([0, 1], list("ab"), 1, "at least 2"),
+        ([0, 1], list("ab"), 2, "has 1 and 1 photos per label; build shards with more"),
         ([0, 1, 0, 1], list("abcd"), 3, "has 2 and 2 photos per label; set it to 2 or less"),
     ],
 )
@@ -74,6 +75,16 @@ def test_a_rare_class_may_stay_out_of_some_folds():
     with pytest.warns(UserWarning, match="least populated class"):
         fold = folds.assign_folds(np.array([0, 0, 0, 1, 1]), np.array(list("abcde")), 3, 0)
     assert set(fold) == {0, 1, 2}
+
+
+def test_no_fold_is_empty():
+    """scikit-learn may leave one empty where groups are few and of one label each."""
+    labels, groups = np.repeat([0, 0, 0, 1, 1], [5, 5, 6, 6, 5]), np.repeat(list("abcde"), [5, 5, 6, 6, 5])
+    for seed in range(40):
+        try:
+            assert set(folds.assign_folds(labels, groups, 5, seed)) == set(range(5))
+        except UserError as error:
+            assert "the 5 groups fill fewer folds; set it to 4 or less" in str(error)
 
 
 def test_every_labelled_photo_is_held_out_exactly_once(config, trained):
