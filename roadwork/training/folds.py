@@ -27,7 +27,8 @@ from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import file_digest, shared_units, state_digest
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.training.fold_cache import ARRAYS, FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
-from roadwork.training.fold_queue import COMPLETE, fold_path, one_job_at_a_time, take_folds
+from roadwork.training.fold_files import COMPLETE, fold_path, is_done, read_fold, read_held_out
+from roadwork.training.fold_queue import one_job_at_a_time, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 
 logger = logging.getLogger(__name__)
@@ -123,9 +124,9 @@ def check_finished(folder: Path, number: int, identity: dict[str, Any]) -> list[
     done = []
     for fold in range(number):
         path = fold_path(folder, fold)
-        if not (path / COMPLETE).is_file():
+        if not is_done(folder, fold):
             continue
-        found = json.loads((path / "fold.json").read_text())
+        found = read_fold(path)
         wrong = [key for key, value in json.loads(json.dumps(identity)).items() if found.get(key) != value]
         if wrong:
             raise UserError(
@@ -142,7 +143,7 @@ def write_out_of_fold(folder: Path, data: FoldData) -> Path:
     """
     found: dict[str, dict[str, Any]] = {}
     for fold in range(data.number):
-        for row in json.loads((fold_path(folder, fold) / "held_out.json").read_text()):
+        for row in read_held_out(fold_path(folder, fold)):
             if row["id"] in found:
                 raise UserError(f"{folder}: photo {row['id']} is held out by two folds; remove {folder} and train anew")
             found[row["id"]] = row
@@ -243,7 +244,7 @@ def run_folds(config: Config) -> Path:
 
 
 def _line(path: Path) -> str:
-    details = json.loads((path / "fold.json").read_text())
+    details = read_fold(path)
     first, best = details["history"][0], details["history"][details["best_epoch"]]
     return (
         f"{path.name}: held-out MCC {first['mcc']:.3f} before, {best['mcc']:.3f} at epoch {details['best_epoch']}; "
