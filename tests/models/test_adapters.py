@@ -177,6 +177,23 @@ def test_impossible_targets_are_one_clear_line(detector, targets, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "target"),
+    [("test_vit", "layers.0.attention.qkv_proj"), ("test_efficientnet", "backbone.net.blocks.4.0.conv_pwl")],
+)
+def test_weights_that_dora_would_divide_by_zero_are_refused(backbone, target):
+    """Pruned or dead channels; linear layers and convolutions. A head that is trained whole may have them."""
+    model = RoadworkDetector(dataclasses.replace(TINY, backbone=backbone), 64)
+    with torch.no_grad():
+        model.get_submodule(target).weight[1:3] = 0
+        model.classifier[-1].weight[0] = 0
+    before = state_digest(model)
+    with pytest.raises(UserError, match=f"2 of the .* outputs of {target} have weights that are all zero"):
+        attach(model, FoldsConfig(target_modules=[target]))
+    assert state_digest(model) == before
+    attach(model, FoldsConfig(target_modules=["layers.0.attention.out_proj"]))
+
+
 def test_an_adapter_of_another_model_is_refused(detector, tmp_path):
     saved_adapter(detector, tmp_path)
     other = RoadworkDetector(ModelConfig(**{**vars(TINY), "hidden_dim": 64}), 32)
