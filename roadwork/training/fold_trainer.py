@@ -142,7 +142,10 @@ class _FoldTrainer:
         return cast(RoadworkDetector, self.model.get_base_model())
 
     def run(self) -> FoldResult:
-        """All epochs, or until `patience` epochs brought nothing better."""
+        """All epochs, or until `patience` epochs brought nothing better.
+
+        Epoch 0, the network as it was, is a figure and no candidate: pre-training saw the photos that are held out here.
+        """
         history = [self._figures(0, math.nan, *self.held_out())]
         best: tuple[tuple[float, float], int, dict[str, torch.Tensor], np.ndarray, np.ndarray] | None = None
         for epoch in range(1, self.config.epochs + 1):

@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from roadwork.data.index import ShardIndex
 from roadwork.errors import UserError
+from roadwork.evaluation.metrics import log_loss
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import shared_units, state_digest
 from roadwork.training import folds
@@ -254,6 +255,35 @@ def test_doubled_and_missing_held_out_answers_are_refused(config, trained, tmp_p
     (tmp_path / "fold-0" / "held_out.json").write_text(json.dumps(answers))
     with pytest.raises(UserError, match="held out by two folds"):
         folds.write_out_of_fold(tmp_path, data)
+
+
+def opposed(pristine, cache, data, fold):
+    """Labels that the network half agrees with where the fold holds photos out, and their opposites elsewhere."""
+    everything = np.arange(len(data.rows))
+    (prefix,) = cache.batches(pristine, everything, np.zeros_like(everything), len(everything))
+    logits = pristine.decide(prefix.encoded, prefix.metadata).logits
+    odds = (logits[:, 1] - logits[:, 0]).numpy()
+    agreed = odds > np.median(odds[data.fold == fold])
+    return dataclasses.replace(data, labels=np.where(data.fold == fold, agreed, ~agreed).astype(np.int64))
+
+
+def test_a_fold_that_only_worsens_stops_early_and_keeps_its_first_epoch(config, pristine, tmp_path):
+    """Epoch 0 is no candidate; what is kept are the adapters that gave the kept answers."""
+    _, data, cache = cached(config, pristine, tmp_path)
+    data = opposed(pristine, cache, data, 0)
+    options = dataclasses.replace(config.folds, epochs=5, patience=1, learning_rate=1e-3)
+    result = train_fold(pristine, cache, data, 0, dataclasses.replace(config, folds=options), CPU)
+    losses = [row["held_out_loss"] for row in result.history]
+    assert losses == sorted(losses) and [row["epoch"] for row in result.history] == [0, 1, 2]
+    assert result.best_epoch == 1
+    model = result.model.eval().get_base_model()
+    with torch.no_grad():
+        (prefix,) = cache.batches(model, result.held, np.zeros_like(result.held), len(result.held))
+        logits = model.decide(prefix.encoded, prefix.metadata).logits.double()
+    odds = (logits[:, 1] - logits[:, 0]).numpy()
+    assert np.allclose(odds, result.log_odds, atol=1e-5)
+    probability = 1 / (1 + np.exp(-odds))
+    assert log_loss(data.labels[result.held], probability) == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_magnitudes_are_not_decayed(config, pristine, tmp_path):
