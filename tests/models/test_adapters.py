@@ -59,9 +59,13 @@ def saved_adapter(detector, folder, config=None, seed=0, scale=0.3):
     return model
 
 
+@pytest.mark.parametrize(("rslora", "scaling"), [(False, 32 / 4), (True, 32 / 2)])
 @torch.no_grad()
-def test_merged_equals_adapted_equals_vanilla_peft(detector, encoded, tmp_path):
-    adapted = saved_adapter(detector, tmp_path)
+def test_merged_equals_adapted_equals_vanilla_peft(detector, encoded, tmp_path, rslora, scaling):
+    """Under alpha / r and, as rank-stabilised adapters have it, under alpha / sqrt(r)."""
+    adapted = saved_adapter(detector, tmp_path, FoldsConfig(r=4, lora_alpha=32, rslora=rslora))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["use_rslora"] is rslora
+    assert adapted.get_base_model().layers[0].attention.qkv_proj.scaling == {"default": scaling}
     before = state_digest(detector)
     overrides = merged_overrides(detector, tmp_path)
     plain = detector.decide(encoded).logits

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from roadwork.data.index import ShardIndex
+from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
 from roadwork.evaluation.metrics import log_loss
 from roadwork.models import RoadworkDetector
@@ -183,6 +184,24 @@ def test_copies_differ_and_copy_0_is_the_photo(config, pristine, tmp_path):
     assert 0 <= photo_key("photo.1") < 2**62
 
 
+def test_copies_are_augmented_at_half_the_configured_strength(config):
+    """Of flips that would hit every photo half remain; the photo itself, copy 0, is never touched."""
+    loaded = next(iter(EvalLoader(ShardIndex.open(config.data.shards, "train"), batch=30, workers=0)))
+    plain = loaded.views.float() / 255
+    nothing = {name: 0.0 for name in vars(config.augment) if name.endswith("_p")}
+
+    def changed(scale, copy):
+        augment = dataclasses.replace(config.augment, **(nothing | {"flip_p": 1.0}))
+        options = dataclasses.replace(config.folds, augment_scale=scale)
+        encoding = FixedCopies(dataclasses.replace(config, augment=augment, folds=options), CPU)
+        return int((encoding.views(loaded, np.full(30, copy)) != plain).flatten(1).any(1).sum())
+
+    assert config.folds.augment_scale == 0.5
+    assert changed(1.0, 1) == 30
+    assert 45 < sum(changed(0.5, copy) for copy in range(1, 5)) < 75
+    assert changed(0.0, 1) == changed(1.0, 0) == 0
+
+
 def test_chunks_do_not_depend_on_who_made_them(config, pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("roadwork.training.fold_cache.CHUNK", 7)
     index, data, one = cached(config, pristine, tmp_path)
@@ -308,6 +327,15 @@ def test_without_a_pre_trained_model_the_line_says_what_to_run(config, tmp_path)
     lonely = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path)))
     with pytest.raises(UserError, match="run launch/pretrain.py"):
         folds.prepare(lonely)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_alpha", 0.0), ("lora_alpha", float("nan")), ("augment_scale", -0.5), ("r", 0)]
+)
+def test_impossible_options_are_one_clear_line(config, name, value):
+    wrong = dataclasses.replace(config, folds=dataclasses.replace(config.folds, **{name: value}))
+    with pytest.raises(UserError, match=f"folds.{name} is .*; give"):
+        folds.prepare(wrong)
 
 
 def test_jobs_that_share_a_run_folder_fill_its_cache_one_after_the_other(tmp_path):
