@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from roadwork.config import Config
 from roadwork.errors import UserError
 from roadwork.models import Encoded, RoadworkDetector
 from roadwork.models.adapters import Overrides, average, call_with, file_digest, merged_overrides
+from roadwork.training.fold_files import fold_path, is_done, read_fold
 
 PRETRAINED, SOUP = "pretrained", "soup"
 
@@ -99,18 +99,27 @@ def load_members(config: Config, folds: list[Path], device: torch.device) -> Mem
 
 
 def fold_paths(run: Path, base: str) -> list[Path]:
-    """Folders of all folds of a run in order, or none. Raises UserError where some are missing or of another model."""
-    found = [path for path in (run / "folds").glob("fold-*") if (path / "COMPLETE").is_file()]
-    paths = sorted(found, key=lambda path: int(path.name.removeprefix("fold-")))
+    """Folders of all folds of a run in order; none where the run has no folder of folds.
+
+    Raises UserError where some or all are missing, damaged or of another model.
+    """
+    folder = run / "folds"
+    numbers = (path.name.removeprefix("fold-") for path in folder.glob("fold-*") if path.is_dir())
+    paths = [fold_path(folder, n) for n in sorted(int(n) for n in numbers if n.isdecimal()) if is_done(folder, n)]
+    if not paths and folder.is_dir():
+        raise UserError(
+            f"{folder} was begun and has no finished fold; run launch/dora_folds.py to finish them, "
+            "or predict without them by --predict.ensemble off"
+        )
     for number, path in enumerate(paths):
-        details = json.loads((path / "fold.json").read_text())
+        details = read_fold(path)
         if details["base"] != base:
             raise UserError(
-                f"{path} was trained from other weights than {run / 'best'}; remove {run / 'folds'} and run "
+                f"{path} was trained from other weights than {run / 'best'}; remove {folder} and run "
                 "launch/dora_folds.py again"
             )
         wanted = details["folds"]["num_folds"]
         if path.name != f"fold-{number}" or len(paths) != wanted:
             there = ", ".join(path.name for path in paths)
-            raise UserError(f"{run / 'folds'} has {there} of {wanted} folds; run launch/dora_folds.py to finish them")
+            raise UserError(f"{folder} has {there} of {wanted} folds; run launch/dora_folds.py to finish them")
     return paths

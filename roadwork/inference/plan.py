@@ -112,7 +112,12 @@ def system_log_odds(
 def decide(systems: dict[str, System], truth: HeldOut, config: Config, details: dict[str, Any]) -> str:
     """Name of the system to answer with: TTA first, then the ensemble on top of what that gave."""
     chosen = PRETRAINED
-    details["tta"] = details["ensemble"] = {"used": False, "mode": "off", "reason": "not available"}
+    for name, mode, missing in (
+        ("tta", config.predict.tta, "there is one augmentation"),
+        ("ensemble", config.predict.ensemble, "there are no folds"),
+    ):
+        reason = "not asked for" if mode == "off" else missing
+        details[name] = {"used": False, "mode": mode, "reason": reason}
     if "pretrained_tta" in systems:
         details["tta"] = choose(systems[chosen], systems["pretrained_tta"], config.predict.tta, truth)
         chosen = "pretrained_tta" if details["tta"]["used"] else chosen

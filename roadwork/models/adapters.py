@@ -37,20 +37,41 @@ def lora_config(config: FoldsConfig) -> LoraConfig:
 def attach(model: nn.Module, config: FoldsConfig) -> PeftModel:
     """Put fresh fp32 adapters on `model` IN PLACE and freeze the rest.
 
-    Raises UserError where a target is not there or not of a kind that DoRA can adapt.
+    Raises UserError, before anything is changed, where a target is not there, not of a kind that DoRA can adapt, or has
+    an all-zero row of weights.
     """
     names = [name for name, _ in model.named_modules()]
     for target in [*config.target_modules, *config.modules_to_save]:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_is_called(name, target) for name in names):
             linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
             raise UserError(
                 f"folds: no module of the model ends with {target!r}; linear layers are, among others, "
                 f"{', '.join(linear[-8:])}; set folds.target_modules or folds.modules_to_save"
             )
+    _refuse_zero_rows(model, config.target_modules)
     try:
         return get_peft_model(model, lora_config(config))
     except (ValueError, TypeError) as error:
         raise UserError(f"folds: peft refuses these targets: {' '.join(str(error).split())[:300]}") from None
+
+
+def _is_called(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _refuse_zero_rows(model: nn.Module, targets: Iterable[str]) -> None:
+    """DoRA divides by the norm of each output's weights, as peft computes it: a zero would make every answer nan."""
+    targets = list(targets)
+    for name, part in model.named_modules():
+        weight = getattr(part, "weight", None)
+        if not (isinstance(weight, torch.Tensor) and weight.ndim >= 2 and any(_is_called(name, t) for t in targets)):
+            continue
+        zero = int((torch.linalg.vector_norm(weight.detach().flatten(1), dim=1) == 0).sum())
+        if zero:
+            raise UserError(
+                f"folds: {zero} of the {len(weight)} outputs of {name} have weights that are all zero, by which DoRA "
+                "would divide; take it out of folds.target_modules"
+            )
 
 
 def changed_names(model: nn.Module, folder: Path) -> list[str]:

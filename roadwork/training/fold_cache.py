@@ -30,17 +30,24 @@ from roadwork.monitoring.progress import Progress
 CHUNK = 64
 """Photos per chunk, at least; at most about a thousand chunks are made."""
 METADATA = "metadata."
+READABLE = "readable"
+ARRAYS = 2
+"""Number of the chunks' arrangement; chunks of another are made anew."""
 SLOTS = ("tokens", "x", "view_mask", "kept", "boxes")
 """Arrays with one row per view that goes on; a photo's valid rows come first."""
 
 
 @dataclass
 class Prefix:
-    """A batch as the adapted part of the model takes it."""
+    """A batch as the adapted part of the model takes it.
+
+    readable: bool [B] on the device; false for photos that could not be decoded, which are black.
+    """
 
     encoded: Encoded
     metadata: dict[str, torch.Tensor]
     positions: np.ndarray
+    readable: torch.Tensor
 
 
 class PrefixSource(Protocol):
@@ -104,7 +111,7 @@ class LivePrefix:
             views = self.encoding.views(moved, copies[part])
             with _frozen(model), torch.set_grad_enabled(self.with_gradients and torch.is_grad_enabled()):
                 encoded = model.encode(views, moved.view_mask, moved.boxes, segmentation=False)
-            yield Prefix(encoded, moved.metadata, positions[part])
+            yield Prefix(encoded, moved.metadata, positions[part], moved.weight > 0)
 
 
 @contextmanager
@@ -181,10 +188,10 @@ class PrefixCache:
         moved = loaded.to(self.device)
         number = len(loaded)
         model.eval()
-        metadata = {METADATA + name: value for name, value in moved.metadata.items()}
+        same = {METADATA + name: value for name, value in moved.metadata.items()} | {READABLE: moved.weight > 0}
         each = []
         for copy in range(self.copies):
-            tensors = self._shared(model, encoding.views(moved, np.full(number, copy)), moved) | metadata
+            tensors = self._shared(model, encoding.views(moved, np.full(number, copy)), moved) | same
             each.append({name: value.cpu().numpy() for name, value in tensors.items()})
         return [{name: np.stack([one[name][row] for one in each]) for name in each[0]} for row in range(number)]
 
@@ -230,13 +237,14 @@ class PrefixCache:
     def _batch(self, model: RoadworkDetector, positions: np.ndarray, copies: np.ndarray) -> Prefix:
         picked = [self._photo(position, copy) for position, copy in zip(positions, copies, strict=True)]
         tensors = {name: torch.from_numpy(_pad([one[name] for one in picked])).to(self.device) for name in picked[0]}
+        readable = tensors.pop(READABLE)
         metadata = {name.removeprefix(METADATA): t for name, t in tensors.items() if name.startswith(METADATA)}
         fields = {name: value for name, value in tensors.items() if not name.startswith(METADATA)}
         if self.unit is None:
-            return Prefix(Encoded(**fields), metadata, positions)
+            return Prefix(Encoded(**fields), metadata, positions, readable)
         with _frozen(model):
             partial = Partial.restored(fields, self.unit, lambda x: model.backbone.state_of(x, model.view_size))
-            return Prefix(model.complete(partial, segmentation=False), metadata, positions)
+            return Prefix(model.complete(partial, segmentation=False), metadata, positions, readable)
 
 
 def _loader(

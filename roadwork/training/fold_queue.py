@@ -18,21 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadwork.errors import UserError
+from roadwork.training.fold_files import is_done
 
 if TYPE_CHECKING:  # the queue itself needs no torch
     from roadwork.engine import Engine
-
-COMPLETE = "COMPLETE"
-
-
-def fold_path(folder: Path, fold: int) -> Path:
-    """Where a fold's adapter lies when it is done."""
-    return folder / f"fold-{fold}"
-
-
-def is_done(folder: Path, fold: int) -> bool:
-    """True where the fold's folder is complete."""
-    return (fold_path(folder, fold) / COMPLETE).is_file()
 
 
 @contextmanager

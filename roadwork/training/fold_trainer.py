@@ -21,7 +21,7 @@ from roadwork.losses import FocalLoss
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import attach
 from roadwork.monitoring.progress import Progress
-from roadwork.training.fold_cache import PrefixSource
+from roadwork.training.fold_cache import Prefix, PrefixSource
 
 WARMUP = 0.1
 """Share of a fold's steps with a linearly rising learning rate."""
@@ -45,11 +45,15 @@ class FoldData:
 
 @dataclass
 class FoldResult:
-    """One trained fold: its adapters in memory, figures, and the held-out answers of its best epoch."""
+    """One trained fold: its adapters in memory, figures, and the held-out answers of its best epoch.
+
+    readable: bool, one per held-out photo; false where it could not be decoded (its log-odds are 0).
+    """
 
     model: PeftModel
     held: np.ndarray
     log_odds: np.ndarray
+    readable: np.ndarray
     history: list[dict[str, float]]
     best_epoch: int
 
@@ -138,46 +142,56 @@ class _FoldTrainer:
         return cast(RoadworkDetector, self.model.get_base_model())
 
     def run(self) -> FoldResult:
-        """All epochs, or until `patience` epochs brought nothing better."""
-        log_odds = self.held_out()
-        history = [self._figures(0, float("nan"), log_odds)]
-        best: tuple[tuple[float, float], int, dict[str, torch.Tensor], np.ndarray] | None = None
+        """All epochs, or until `patience` epochs brought nothing better.
+
+        Epoch 0, the network as it was, is a figure and no candidate: pre-training saw the photos that are held out here.
+        """
+        history = [self._figures(0, math.nan, *self.held_out())]
+        best: tuple[tuple[float, float], int, dict[str, torch.Tensor], np.ndarray, np.ndarray] | None = None
         for epoch in range(1, self.config.epochs + 1):
             mean_loss = self._epoch(epoch)
-            log_odds = self.held_out()
-            history.append(self._figures(epoch, mean_loss, log_odds))
+            log_odds, readable = self.held_out()
+            history.append(self._figures(epoch, mean_loss, log_odds, readable))
             self.progress.update(self.step, 0, {"loss": mean_loss, "MCC": history[-1]["mcc"]})
             key = (history[-1]["mcc"], -history[-1]["held_out_loss"])
             if best is None or key > best[0]:
                 state = {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.model).items()}
-                best = (key, epoch, state, log_odds)
+                best = (key, epoch, state, log_odds, readable)
             elif self.config.patience and epoch - best[1] >= self.config.patience:
                 break
         if best is None:
             raise UserError(f"folds.epochs is {self.config.epochs}; at least 1 is needed")
         set_peft_model_state_dict(self.model, best[2])
-        return FoldResult(self.model, self.held, best[3], history, best[1])
+        return FoldResult(self.model, self.held, best[3], best[4], history, best[1])
 
     def _epoch(self, epoch: int) -> float:
+        """Mean loss over the readable photos; nan where there was none."""
         self._train_mode()
         order = EpochOrder(self.data.weights[self.inside], self.seed + self.fold, epoch)
         drawn = self.inside[order.at(np.arange(len(self.inside)))]
         copies = copy_of(drawn, epoch, self.config.copies)
-        total = 0.0
+        total, seen = 0.0, 0
         for prefix in self.source.batches(self.detector, drawn, copies, self.config.batch):
-            factor = learning_rate_factor(self.step, self.total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * factor
-            logits = self.detector.decide(prefix.encoded, prefix.metadata, segmentation=False).logits.float()
-            loss = self.loss(logits, self.labels[prefix.positions])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], GRAD_CLIP)
-            self.optimizer.step()
+            readable = int(prefix.readable.sum())
+            if readable:  # a step without a gradient would still decay the weights
+                total += self._update(prefix) * readable
+                seen += readable
             self.step += 1
             self.progress.update(self.step, len(prefix.positions))
-            total += loss.item() * len(prefix.positions)
-        return total / len(drawn)
+        return total / seen if seen else math.nan
+
+    def _update(self, prefix: Prefix) -> float:
+        """One optimizer step; the mean loss over the batch's readable photos."""
+        factor = learning_rate_factor(self.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        logits = self.detector.decide(prefix.encoded, prefix.metadata, segmentation=False).logits.float()
+        loss = self.loss(logits, self.labels[prefix.positions], present=prefix.readable)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], GRAD_CLIP)
+        self.optimizer.step()
+        return float(loss.item())
 
     def _train_mode(self) -> None:
         """Dropout on, but the detector itself not 'training': in training it adds up its experts' load over ALL
@@ -186,20 +200,25 @@ class _FoldTrainer:
         self.detector.training = False
 
     @torch.no_grad()
-    def held_out(self) -> np.ndarray:
-        """Log-odds of the held-out photos, un-augmented, float64."""
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-odds of the held-out photos, un-augmented, float64, and which of them are readable (else 0), bool."""
         self.model.eval()
-        found = np.empty(len(self.held))
+        found, readable = np.empty(len(self.held)), np.empty(len(self.held), bool)
         first = 0
         for prefix in self.source.batches(self.detector, self.held, np.zeros(len(self.held), int), self.config.batch):
             logits = self.detector.decide(prefix.encoded, prefix.metadata, segmentation=False).logits.double()
-            found[first : first + len(logits)] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
-            first += len(logits)
-        return found
+            part = slice(first, first + len(logits))
+            found[part] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
+            readable[part] = prefix.readable.cpu().numpy()
+            first = part.stop
+        if not readable.any():
+            raise UserError(f"folds: none of the {len(found)} photos that fold {self.fold} holds out can be read")
+        return np.where(readable, found, 0.0), readable
 
-    def _figures(self, epoch: int, train_loss: float, log_odds: np.ndarray) -> dict[str, float]:
-        labels = self.data.labels[self.held]
-        probability = expit(log_odds)
+    def _figures(self, epoch: int, train_loss: float, log_odds: np.ndarray, readable: np.ndarray) -> dict[str, float]:
+        """Figures over the readable held-out photos."""
+        labels = self.data.labels[self.held][readable]
+        probability = expit(log_odds[readable])
         loss = log_loss(labels, probability)
         figures = {"epoch": epoch, "mcc": mcc(confusion(labels, probability)), "held_out_loss": loss}
         return figures | ({} if math.isnan(train_loss) else {"train_loss": train_loss})

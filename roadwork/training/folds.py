@@ -26,8 +26,9 @@ from roadwork.evaluation.metrics import group_codes
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import file_digest, shared_units, state_digest
 from roadwork.monitoring.console import quiet_libraries
-from roadwork.training.fold_cache import FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
-from roadwork.training.fold_queue import COMPLETE, fold_path, one_job_at_a_time, take_folds
+from roadwork.training.fold_cache import ARRAYS, FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
+from roadwork.training.fold_files import COMPLETE, fold_path, is_done, read_fold, read_held_out
+from roadwork.training.fold_queue import one_job_at_a_time, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 
 logger = logging.getLogger(__name__)
@@ -36,23 +37,34 @@ logger = logging.getLogger(__name__)
 def assign_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Fold [N] that holds each photo out: whole groups, positives' share alike (scikit-learn's StratifiedGroupKFold).
 
-    Raises UserError for fewer than two folds, fewer groups than folds, or one class only.
+    Raises UserError for fewer than two folds, fewer groups than folds, one class only, no class with a photo per fold
+    (the splitter wants one class that may reach into every fold; the rarer one may stay out of some), or an empty fold.
     """
     codes = group_codes(groups, len(labels))
     found = len(np.unique(codes))
     if number < 2:
         raise UserError(f"folds.num_folds is {number}; at least 2 are needed")
     if found < number:
-        raise UserError(
-            f"folds.num_folds is {number}, but the train split has {found} groups; set it to {found} or less"
-        )
-    if len(np.unique(labels)) < 2:
+        raise UserError(f"folds.num_folds is {number}, but the train split has {found} groups; {_at_most(found)}")
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2:
         raise UserError(f"folds: the train split holds only label {int(labels[0])}; both classes are needed")
+    if counts.max() < number:
+        raise UserError(
+            f"folds.num_folds is {number}, but the train split has {' and '.join(map(str, counts))} photos per label; "
+            f"{_at_most(counts.max())}"
+        )
     fold = np.full(len(labels), -1)
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
     for k, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, codes)):
         fold[held] = k
+    if len(np.unique(fold)) < number:  # rare: few groups of unlike sizes and labels
+        raise UserError(f"folds.num_folds is {number}, but the {found} groups fill fewer folds; {_at_most(number - 1)}")
     return fold
+
+
+def _at_most(folds: int) -> str:
+    return f"set it to {folds} or less" if folds > 1 else "build shards with more labelled photos"
 
 
 def fold_data(index: ShardIndex, config: Config) -> FoldData:
@@ -78,7 +90,9 @@ def save_fold(result: FoldResult, data: FoldData, folder: Path, fold: int, ident
     probability = expit(result.log_odds)
     rows = zip(data.ids[result.held], probability, data.labels[result.held], strict=True)
     held_out = [{"id": str(i), "fold": fold, "label": int(y), "probability": float(p)} for i, p, y in rows]
-    details = {"fold": fold, "best_epoch": result.best_epoch, "history": result.history, **identity}
+    unreadable = data.ids[result.held][~result.readable].tolist()
+    details = {"fold": fold, "best_epoch": result.best_epoch, "history": result.history, "unreadable": unreadable}
+    details |= identity
     (temporary / "fold.json").write_text(json.dumps(details, indent=1))
     (temporary / "held_out.json").write_text(json.dumps(held_out))
     (temporary / COMPLETE).write_text("")
@@ -110,9 +124,9 @@ def check_finished(folder: Path, number: int, identity: dict[str, Any]) -> list[
     done = []
     for fold in range(number):
         path = fold_path(folder, fold)
-        if not (path / COMPLETE).is_file():
+        if not is_done(folder, fold):
             continue
-        found = json.loads((path / "fold.json").read_text())
+        found = read_fold(path)
         wrong = [key for key, value in json.loads(json.dumps(identity)).items() if found.get(key) != value]
         if wrong:
             raise UserError(
@@ -123,10 +137,13 @@ def check_finished(folder: Path, number: int, identity: dict[str, Any]) -> list[
 
 
 def write_out_of_fold(folder: Path, data: FoldData) -> Path:
-    """folds/oof.csv from all folds' held-out answers: every photo exactly once, in the index's order."""
+    """folds/oof.csv from all folds' held-out answers: every photo exactly once, in the index's order.
+
+    A photo that could not be read has probability 0.5 (log-odds 0, as in prediction) and is named in its fold.json.
+    """
     found: dict[str, dict[str, Any]] = {}
     for fold in range(data.number):
-        for row in json.loads((fold_path(folder, fold) / "held_out.json").read_text()):
+        for row in read_held_out(fold_path(folder, fold)):
             if row["id"] in found:
                 raise UserError(f"{folder}: photo {row['id']} is held out by two folds; remove {folder} and train anew")
             found[row["id"]] = row
@@ -165,7 +182,7 @@ def prefix_source(model: RoadworkDetector, prepared: Prepared, config: Config, e
         logger.info("%s folds.cache_gib %g: every batch is encoded anew", needs, options.cache_gib)
         return LivePrefix(index, data.rows, encoding, config)
     needed = {key: prepared.identity[key] for key in ("base", "photos", "seed", "augment")}
-    needed |= {"copies": options.copies, "augment_scale": options.augment_scale, "unit": unit}
+    needed |= {"copies": options.copies, "augment_scale": options.augment_scale, "unit": unit, "arrays": ARRAYS}
     with one_job_at_a_time(engine, folder):
         if engine.is_main:
             open_cache(folder, needed)
@@ -202,6 +219,10 @@ def prepare(config: Config) -> Prepared:
     for name in ("epochs", "batch", "copies", "r"):
         if getattr(config.folds, name) < 1:
             raise UserError(f"folds.{name} is {getattr(config.folds, name)}; give 1 or more")
+    if not config.folds.lora_alpha > 0:
+        raise UserError(f"folds.lora_alpha is {config.folds.lora_alpha:g}; give a number above 0, for example 32")
+    if not config.folds.augment_scale >= 0:
+        raise UserError(f"folds.augment_scale is {config.folds.augment_scale:g}; give a factor >= 0")
     index = ShardIndex.open(config.data.shards, "train")
     data = fold_data(index, config)
     base = file_digest(best / "model.safetensors")
@@ -227,7 +248,7 @@ def run_folds(config: Config) -> Path:
 
 
 def _line(path: Path) -> str:
-    details = json.loads((path / "fold.json").read_text())
+    details = read_fold(path)
     first, best = details["history"][0], details["history"][details["best_epoch"]]
     return (
         f"{path.name}: held-out MCC {first['mcc']:.3f} before, {best['mcc']:.3f} at epoch {details['best_epoch']}; "

@@ -42,6 +42,15 @@ def config(**options) -> Config:
     return made
 
 
+@pytest.mark.parametrize(("mode", "reason"), [("auto", "there are no folds"), ("off", "not asked for")])
+def test_what_is_not_there_is_said_under_the_mode_that_was_asked_for(mode, reason):
+    held_out = truth(40)
+    alone = answers(held_out, noisy(held_out, 1.0, 1)[:, None, None], None)
+    details = make_plan(members("pretrained"), alone, held_out, config(ensemble=mode)).details
+    assert details["ensemble"] == {"used": False, "mode": mode, "reason": reason}
+    assert details["tta"] == {"used": False, "mode": "auto", "reason": "there is one augmentation"}
+
+
 def test_an_ensemble_that_helps_is_used_and_one_that_does_not_is_not():
     held_out = truth()
     weak = noisy(held_out, 4.0, 1)

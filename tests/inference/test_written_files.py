@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from roadwork.inference.parts import PartWriter, merge, open_parts, part_paths, 
 from roadwork.inference.plan import Plan
 from roadwork.inference.standing import standing_words
 from roadwork.inference.transforms import LUMA, Transform, gaussian_blur, transforms
+from roadwork.training.folds import check_finished
 
 IDS = ["1", "a,b", 'with "quotes"', "line\nbreak", "東京/3", " blank "]
 
@@ -163,6 +165,34 @@ def test_folds_that_are_not_all_there_are_refused(tmp_path: Path) -> None:
     fold(tmp_path, 2, 3)
     with pytest.raises(UserError, match="has fold-0, fold-2 of 3 folds; run launch/dora_folds.py to finish them"):
         fold_paths(tmp_path, "digest")
+
+
+def test_folds_of_which_none_is_finished_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    """A stage that was stopped in its first fold, or before it."""
+    for make in (lambda: (tmp_path / "folds").mkdir(), lambda: fold(tmp_path, 0, 3, complete=False)):
+        make()
+        with pytest.raises(UserError, match="no finished fold; run launch/dora_folds.py .*--predict.ensemble off"):
+            fold_paths(tmp_path, "digest")
+
+
+def test_what_is_no_fold_is_passed_over(tmp_path: Path) -> None:
+    fold(tmp_path, 0, 1)
+    shutil.copytree(tmp_path / "folds" / "fold-0", tmp_path / "folds" / "fold-0.kept")
+    (tmp_path / "folds" / "fold-0.lock").touch()
+    assert [path.name for path in fold_paths(tmp_path, "digest")] == ["fold-0"]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"base": "dig', "[]", '{"base": "digest"}', '{"base": "digest", "folds": {}}', None]
+)
+def test_a_damaged_fold_is_named(tmp_path: Path, content: str | None) -> None:
+    fold(tmp_path, 0, 1)
+    path = tmp_path / "folds" / "fold-0" / "fold.json"
+    path.unlink() if content is None else path.write_text(content)
+    for read in (lambda: fold_paths(tmp_path, "digest"), lambda: check_finished(tmp_path / "folds", 1, {})):
+        with pytest.raises(UserError, match=r"fold-0/fold.json is damaged \(.*; remove .*fold-0 and run") as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 def test_folds_of_other_weights_are_refused(tmp_path: Path) -> None:

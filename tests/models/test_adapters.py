@@ -59,9 +59,13 @@ def saved_adapter(detector, folder, config=None, seed=0, scale=0.3):
     return model
 
 
+@pytest.mark.parametrize(("rslora", "scaling"), [(False, 32 / 4), (True, 32 / 2)])
 @torch.no_grad()
-def test_merged_equals_adapted_equals_vanilla_peft(detector, encoded, tmp_path):
-    adapted = saved_adapter(detector, tmp_path)
+def test_merged_equals_adapted_equals_vanilla_peft(detector, encoded, tmp_path, rslora, scaling):
+    """Under alpha / r and, as rank-stabilised adapters have it, under alpha / sqrt(r)."""
+    adapted = saved_adapter(detector, tmp_path, FoldsConfig(r=4, lora_alpha=32, rslora=rslora))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["use_rslora"] is rslora
+    assert adapted.get_base_model().layers[0].attention.qkv_proj.scaling == {"default": scaling}
     before = state_digest(detector)
     overrides = merged_overrides(detector, tmp_path)
     plain = detector.decide(encoded).logits
@@ -175,6 +179,23 @@ def test_impossible_targets_are_one_clear_line(detector, targets, message):
     with pytest.raises(UserError, match=message) as caught:
         attach(copy.deepcopy(detector), FoldsConfig(target_modules=targets, modules_to_save=[]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "target"),
+    [("test_vit", "layers.0.attention.qkv_proj"), ("test_efficientnet", "backbone.net.blocks.4.0.conv_pwl")],
+)
+def test_weights_that_dora_would_divide_by_zero_are_refused(backbone, target):
+    """Pruned or dead channels; linear layers and convolutions. A head that is trained whole may have them."""
+    model = RoadworkDetector(dataclasses.replace(TINY, backbone=backbone), 64)
+    with torch.no_grad():
+        model.get_submodule(target).weight[1:3] = 0
+        model.classifier[-1].weight[0] = 0
+    before = state_digest(model)
+    with pytest.raises(UserError, match=f"2 of the .* outputs of {target} have weights that are all zero"):
+        attach(model, FoldsConfig(target_modules=[target]))
+    assert state_digest(model) == before
+    attach(model, FoldsConfig(target_modules=["layers.0.attention.out_proj"]))
 
 
 def test_an_adapter_of_another_model_is_refused(detector, tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from roadwork.training.fold_queue import COMPLETE, claim, fold_path, is_done, take_folds
+from roadwork.training.fold_files import COMPLETE, fold_path, is_done
+from roadwork.training.fold_queue import claim, take_folds
 
 CONTEXT = multiprocessing.get_context("spawn")
 

@@ -13,7 +13,9 @@ import torch
 from peft import PeftModel
 
 from roadwork.data.index import ShardIndex
+from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
+from roadwork.evaluation.metrics import log_loss
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import shared_units, state_digest
 from roadwork.training import folds
@@ -62,11 +64,29 @@ def test_folds_keep_groups_whole_and_classes_alike():
         ([0, 1, 0, 1], ["a", "a", "b", "b"], 3, "has 2 groups"),
         ([1, 1, 1, 1], list("abcd"), 2, "only label 1"),
         ([0, 1], list("ab"), 1, "at least 2"),
+        ([0, 1], list("ab"), 2, "has 1 and 1 photos per label; build shards with more"),
+        ([0, 1, 0, 1], list("abcd"), 3, "has 2 and 2 photos per label; set it to 2 or less"),
     ],
 )
 def test_impossible_folds_are_one_clear_line(labels, groups, number, message):
     with pytest.raises(UserError, match=message):
         folds.assign_folds(np.array(labels), np.array(groups), number, 0)
+
+
+def test_a_rare_class_may_stay_out_of_some_folds():
+    with pytest.warns(UserWarning, match="least populated class"):
+        fold = folds.assign_folds(np.array([0, 0, 0, 1, 1]), np.array(list("abcde")), 3, 0)
+    assert set(fold) == {0, 1, 2}
+
+
+def test_no_fold_is_empty():
+    """scikit-learn may leave one empty where groups are few and of one label each."""
+    labels, groups = np.repeat([0, 0, 0, 1, 1], [5, 5, 6, 6, 5]), np.repeat(list("abcde"), [5, 5, 6, 6, 5])
+    for seed in range(40):
+        try:
+            assert set(folds.assign_folds(labels, groups, 5, seed)) == set(range(5))
+        except UserError as error:
+            assert "the 5 groups fill fewer folds; set it to 4 or less" in str(error)
 
 
 def test_every_labelled_photo_is_held_out_exactly_once(config, trained):
@@ -164,6 +184,24 @@ def test_copies_differ_and_copy_0_is_the_photo(config, pristine, tmp_path):
     assert 0 <= photo_key("photo.1") < 2**62
 
 
+def test_copies_are_augmented_at_half_the_configured_strength(config):
+    """Of flips that would hit every photo half remain; the photo itself, copy 0, is never touched."""
+    loaded = next(iter(EvalLoader(ShardIndex.open(config.data.shards, "train"), batch=30, workers=0)))
+    plain = loaded.views.float() / 255
+    nothing = {name: 0.0 for name in vars(config.augment) if name.endswith("_p")}
+
+    def changed(scale, copy):
+        augment = dataclasses.replace(config.augment, **(nothing | {"flip_p": 1.0}))
+        options = dataclasses.replace(config.folds, augment_scale=scale)
+        encoding = FixedCopies(dataclasses.replace(config, augment=augment, folds=options), CPU)
+        return int((encoding.views(loaded, np.full(30, copy)) != plain).flatten(1).any(1).sum())
+
+    assert config.folds.augment_scale == 0.5
+    assert changed(1.0, 1) == 30
+    assert 45 < sum(changed(0.5, copy) for copy in range(1, 5)) < 75
+    assert changed(0.0, 1) == changed(1.0, 0) == 0
+
+
 def test_chunks_do_not_depend_on_who_made_them(config, pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("roadwork.training.fold_cache.CHUNK", 7)
     index, data, one = cached(config, pristine, tmp_path)
@@ -238,6 +276,35 @@ def test_doubled_and_missing_held_out_answers_are_refused(config, trained, tmp_p
         folds.write_out_of_fold(tmp_path, data)
 
 
+def opposed(pristine, cache, data, fold):
+    """Labels that the network half agrees with where the fold holds photos out, and their opposites elsewhere."""
+    everything = np.arange(len(data.rows))
+    (prefix,) = cache.batches(pristine, everything, np.zeros_like(everything), len(everything))
+    logits = pristine.decide(prefix.encoded, prefix.metadata).logits
+    odds = (logits[:, 1] - logits[:, 0]).numpy()
+    agreed = odds > np.median(odds[data.fold == fold])
+    return dataclasses.replace(data, labels=np.where(data.fold == fold, agreed, ~agreed).astype(np.int64))
+
+
+def test_a_fold_that_only_worsens_stops_early_and_keeps_its_first_epoch(config, pristine, tmp_path):
+    """Epoch 0 is no candidate; what is kept are the adapters that gave the kept answers."""
+    _, data, cache = cached(config, pristine, tmp_path)
+    data = opposed(pristine, cache, data, 0)
+    options = dataclasses.replace(config.folds, epochs=5, patience=1, learning_rate=1e-3)
+    result = train_fold(pristine, cache, data, 0, dataclasses.replace(config, folds=options), CPU)
+    losses = [row["held_out_loss"] for row in result.history]
+    assert losses == sorted(losses) and [row["epoch"] for row in result.history] == [0, 1, 2]
+    assert result.best_epoch == 1
+    model = result.model.eval().get_base_model()
+    with torch.no_grad():
+        (prefix,) = cache.batches(model, result.held, np.zeros_like(result.held), len(result.held))
+        logits = model.decide(prefix.encoded, prefix.metadata).logits.double()
+    odds = (logits[:, 1] - logits[:, 0]).numpy()
+    assert np.allclose(odds, result.log_odds, atol=1e-5)
+    probability = 1 / (1 + np.exp(-odds))
+    assert log_loss(data.labels[result.held], probability) == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_magnitudes_are_not_decayed(config, pristine, tmp_path):
     _, data, cache = cached(config, pristine, tmp_path)
     model = train_fold(pristine, cache, data, 0, config, CPU).model
@@ -260,6 +327,15 @@ def test_without_a_pre_trained_model_the_line_says_what_to_run(config, tmp_path)
     lonely = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path)))
     with pytest.raises(UserError, match="run launch/pretrain.py"):
         folds.prepare(lonely)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_alpha", 0.0), ("lora_alpha", float("nan")), ("augment_scale", -0.5), ("r", 0)]
+)
+def test_impossible_options_are_one_clear_line(config, name, value):
+    wrong = dataclasses.replace(config, folds=dataclasses.replace(config.folds, **{name: value}))
+    with pytest.raises(UserError, match=f"folds.{name} is .*; give"):
+        folds.prepare(wrong)
 
 
 def test_jobs_that_share_a_run_folder_fill_its_cache_one_after_the_other(tmp_path):
