@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -149,26 +148,22 @@ def test_a_network_that_goes_on_failing_is_told_with_the_shard(unreliable: Shard
     assert {path.suffix for path in unreliable.folder.iterdir()} == {".lock"}
 
 
-def test_a_shard_that_another_process_removed_in_this_instant_is_fetched_again(far: Path, tmp_path: Path) -> None:
-    cache = opened(far, tmp_path)
-    stop = threading.Event()
+def test_a_shard_that_another_process_removed_in_this_instant_is_fetched_again(
+    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, fetch, removals = opened(far, tmp_path), ShardCache.fetch, [1, 2]
 
-    def remove() -> None:
-        while not stop.is_set():
-            for path in cache.folder.glob("*.tar"):
-                path.unlink(missing_ok=True)
+    def fetch_and_lose(self: ShardCache, number: int) -> Path:
+        path = fetch(self, number)
+        if removals:
+            removals.pop()
+            path.unlink()
+        return path
 
-    cache.folder.mkdir()
-    thread = threading.Thread(target=remove)
-    thread.start()
-    try:
-        for turn in range(20):
-            descriptor = cache.open(turn % 4)
-            assert os.fstat(descriptor).st_size == cache.shards[turn % 4].bytes
-            os.close(descriptor)
-    finally:
-        stop.set()
-        thread.join()
+    monkeypatch.setattr(ShardCache, "fetch", fetch_and_lose)
+    descriptor = cache.open(0)
+    assert os.fstat(descriptor).st_size == cache.shards[0].bytes and not removals
+    os.close(descriptor)
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_its_option(far: Path, tmp_path: Path) -> None:
