@@ -62,6 +62,8 @@ OPTIONAL_COLUMNS = (
 )
 
 
+ROADS_SOUTH, ROADS_NORTH = -60.0, 80.0
+"""Degrees of latitude between which there are roads: south of them is Antarctica alone."""
 _NUMPY_NUMBER = re.compile(r"np\.float\d+\(([^()]*)\)")
 """How str() of a list writes numpy's numbers since numpy 2."""
 
@@ -199,7 +201,9 @@ def check_pair(pair: Any) -> tuple[str, float, float]:
         return "gps_not_finite", latitude, longitude
     if latitude == 0.0 and longitude == 0.0:
         return "gps_zero", latitude, longitude
-    if abs(latitude) > 90.0 and abs(latitude) <= 180.0 and abs(longitude) <= 90.0:
+    beyond = 90.0 < abs(latitude) <= 180.0 and abs(longitude) <= 90.0
+    antarctic = -90.0 <= latitude < ROADS_SOUTH <= longitude <= ROADS_NORTH  # American places the wrong way round
+    if beyond or antarctic:
         return "gps_swapped", latitude, longitude
     if abs(latitude) > 90.0 or abs(longitude) > 180.0:
         return "gps_out_of_range", latitude, longitude
