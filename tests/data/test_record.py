@@ -22,7 +22,7 @@ def test_the_published_row() -> None:
     assert (record.group, record.city, record.description) == ("clip-7", "indianapolis", "men at work")
     assert WEATHER[record.weather] == "partly_cloudy"
     assert (DAYTIME[record.daytime], SCENE[record.scene]) == ("light", "urban")
-    assert record.repairs == ()
+    assert record.repairs == () and record.provenance == (1, 0, None, None, 740.0, 0)
 
 
 def test_nested_structs_read_like_flat_dotted_columns() -> None:
