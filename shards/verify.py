@@ -14,7 +14,7 @@ from roadwork.data.verify import verify
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify, or make the index again from the tars."""
     p = Parser(prog="python -m shards.verify", description=__doc__)
-    p.add_argument("dir", metavar="DIR", help="folder of shards")
+    p.add_argument("dir", metavar="DIR", help="folder of shards, or a URL that fsspec knows")
     p.add_argument("--pixels", action="store_true", help="also decode every photo and mask")
     p.add_argument("--rebuild", action="store_true", help="first make index and manifest again from the tars alone")
     args = p.parse_args(argv)

@@ -11,6 +11,7 @@ import numpy as np
 from roadwork.data.duplicates import MAX_BITS, near_pairs
 from roadwork.data.geo import nearest_km
 from roadwork.data.plan import Entry
+from roadwork.data.record import PROVENANCE
 
 LEAK_AUC = 0.90
 """A field whose value or absence reaches this area under the ROC curve is called a leak."""
@@ -25,6 +26,7 @@ FIELDS = (
     "travel_alteration",
     "photo_size",
     "file_format",
+    *PROVENANCE,
 )
 VISIBLE = ("gps", "weather", "daytime", "scene")
 """Fields that the model may see by default."""
@@ -33,7 +35,7 @@ VISIBLE = ("gps", "weather", "daytime", "scene")
 def leak_audit(entries: Sequence[Entry], photos: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     """Cross-validated by group on the labelled training photos: balanced accuracy and AUC of each field alone.
 
-    `value` is a logistic regression on the one-hot field (words for text, a shallow tree for coordinates),
+    `value` is a logistic regression on the one-hot field (words for text, a shallow tree for coordinates and numbers),
     `missing` one on whether it is there at all. 0.5 is chance, also where a field is the same everywhere; None where
     there are too few photos or one class only.
     """
@@ -48,7 +50,7 @@ def leak_audit(entries: Sequence[Entry], photos: Sequence[dict[str, Any]], seed:
         absent = np.array([value is None for value in values])
         found = {
             "missing_share": float(absent.mean()) if len(absent) else None,
-            "value": _score(_features(name, values), labels, groups, tree=name == "gps"),
+            "value": _score(_features(name, values), labels, groups, tree=name == "gps" or _numbers(name, values)),
             "missing": _score(absent[:, None].astype(float), labels, groups),
         }
         report["fields"][name] = found
@@ -72,8 +74,15 @@ def _value(name: str, entry: Entry, photo: dict[str, Any]) -> Any:
         return photo["size"]
     if name == "file_format":
         return photo["format"]
+    if name in PROVENANCE:
+        return record.provenance[list(PROVENANCE).index(name)] if record.provenance else None
     value = getattr(record, name)
     return None if value in ("", None) else value
+
+
+def _numbers(name: str, values: Sequence[Any]) -> bool:
+    """Whether a field's values are quantities."""
+    return name in PROVENANCE and all(isinstance(value, (int, float)) for value in values if value is not None)
 
 
 def _features(name: str, values: Sequence[Any]) -> np.ndarray | None:
@@ -82,11 +91,15 @@ def _features(name: str, values: Sequence[Any]) -> np.ndarray | None:
         return None
     if name == "gps":
         return np.array([(value if value is not None else (-999.0, -999.0)) for value in values], dtype=np.float64)
-    if name == "description":
+    if _numbers(name, values):
+        known = sorted({value for value in values if value is not None})
+        ranks = {value: float(rank) for rank, value in enumerate(known)}  # a tree asks for no more, at any magnitude
+        return np.array([[-1.0 if value is None else ranks[value]] for value in values])
+    if name == "description" or name in PROVENANCE:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        texts = [value or "" for value in values]
-        return HashingVectorizer(n_features=128, norm=None).transform(texts).toarray()
+        texts = ["" if value is None else str(value) for value in values]
+        return HashingVectorizer(n_features=128, norm=None, token_pattern=r"\w+").transform(texts).toarray()
     words = ["" if value is None else str(value) for value in values]
     common = [word for word, _ in Counter(words).most_common(64)]
     return np.array([[float(word == other) for other in common] for word in words])

@@ -57,6 +57,8 @@ class Batch:
     wait_s: float
     """Seconds for which the training process waited for this batch."""
     lease: Lease | None = field(default=None, repr=False)
+    faults: list[str] = field(default_factory=list)
+    """What kept shards of this batch from being read, remedy included; all of its photos then weigh 0."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from roadwork.data import audit
-from roadwork.data.cache import is_remote
 from roadwork.data.encode import (
     BUILD,
     ShardResult,
@@ -98,9 +97,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
             ) from error
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
             raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
-        if is_remote(out):
-            raise UserError(f"{out}: {error}; run the same command again: finished shards are kept") from error
-        raise
+        raise UserError(f"{out}: {error}; run the same command again: finished shards are kept") from error
     except BrokenProcessPool as error:
         raise UserError(
             "an encoding process was killed (too little memory?); run the same command with fewer --processes: "

@@ -55,7 +55,7 @@ def _weights(manifest: dict[str, Any]) -> Iterator[str]:
     elif target["kind"] == "file":
         words = f"file {target['file']}"
     if target["transductive"]:
-        words += f" (TRANSDUCTIVE: coordinates of the test split for {', '.join(target.get('cities_from_test', []))})"
+        words += f" (TRANSDUCTIVE: {_from_test(target)})"
     yield f"target: {words}; {target['points']} points, {len(manifest['clusters'])} clusters"
     brackets = manifest["brackets"]
     yield f"brackets: {brackets['weights']} at up to {brackets['max_km']} km; class balance {manifest['class_balance']}"
@@ -73,6 +73,12 @@ def _weights(manifest: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:29} {before[name]:>8.3f} {after[name]:>8.3f} {goal[name]:>8.3f}"
     size = f"{after['effective_sample_size']:.0f} of {after['photos']}"
     yield f"  effective sample size {size}; targets met: {after['targets_met']}"
+
+
+def _from_test(target: dict[str, Any]) -> str:
+    if target["kind"] == "file":
+        return f"{target['share_from_test']:.1%} of its points are places of the test split alone"
+    return f"coordinates of the test split for {', '.join(target.get('cities_from_test', []))}"
 
 
 def _audits(manifest: dict[str, Any]) -> Iterator[str]:

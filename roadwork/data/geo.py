@@ -87,6 +87,17 @@ def nearest_km(latlon: np.ndarray, points: np.ndarray) -> np.ndarray:
     return distance
 
 
+def share_near_only(points: np.ndarray, held: np.ndarray, known: np.ndarray, metres: float = 100.0) -> float:
+    """Share of usable points [M, 2] within `metres` of a place of `held` and of none of `known`; unusable places of
+    both are left out."""
+
+    def near(places: np.ndarray) -> np.ndarray:
+        places = _pairs(places, "places")
+        return nearest_km(points, places[usable(places)]) <= metres / 1000.0
+
+    return float((near(held) & ~near(known)).mean()) if len(points) else 0.0
+
+
 def clusters(target_latlon: np.ndarray, n_clusters: int = 5) -> np.ndarray:
     """Centres in degrees [K, 2] of the usable target points: k-means of unit vectors, centres back on the sphere.
 

@@ -24,7 +24,7 @@ from roadwork.data.decode import Unreadable, decode_masks, decode_views, unpack_
 from roadwork.data.ranges import RangeReader
 from roadwork.data.scan import ShardRows, scan_shard
 from roadwork.data.shards import SCHEMA_VERSION, SPLITS, ShardInfo, parse_shard_name
-from roadwork.data.store import open_store
+from roadwork.data.store import Store, open_store
 from roadwork.data.views import MASK_STRIDE, MAX_VIEWS
 from roadwork.errors import UserError
 
@@ -57,7 +57,7 @@ class ShardIndex:
         self.view_size: int = manifest["view_size"]
         self.mask_size: int = manifest["mask_size"]
         self.shards = [ShardInfo(**line) for line in manifest["shards"] if line["split"] == split]
-        self.paths = [_join(folder, shard.name) for shard in self.shards]
+        self.paths = [file_in(folder, shard.name) for shard in self.shards]
         self.cache: ShardCache | None = None
         if is_remote(folder):
             local = Path(cache[0] or "~/.cache/roadwork").expanduser()
@@ -110,13 +110,13 @@ class ShardIndex:
             UserError: one line naming the file that is missing, truncated, of another schema version or altered, and
                 what to run.
         """
-        root = _root(folder)
+        root = root_of(folder)
         manifest = read_manifest(root)
         index = cls(root, split, manifest, _read_table(root, split, manifest), (cache_dir, cache_gib))
         counted = sum(shard.count for shard in index.shards)
         if counted != len(index):
             raise UserError(
-                f"{_join(root, MANIFEST)} counts {counted} samples in {split}, its index has {len(index)}; "
+                f"{file_in(root, MANIFEST)} counts {counted} samples in {split}, its index has {len(index)}; "
                 f"run `{rebuild_command(root)}`"
             )
         for number, shard in enumerate(index.shards):
@@ -164,14 +164,14 @@ class ShardIndex:
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a folder of shards, or a UserError that names what is wrong with it."""
-    root = _root(folder)
-    path = _join(root, MANIFEST)
+    root = root_of(folder)
+    path = file_in(root, MANIFEST)
     if isinstance(root, Path) and not root.is_dir():
         raise UserError(f"there are no shards at {root}; {_build(root)}")
     try:
         manifest = json.loads(open_store(root).read(MANIFEST))
     except FileNotFoundError as error:
-        if isinstance(root, Path) and any(root.glob("*-*.tar")):
+        if shards_in(open_store(root)):
             remedy = f"finish the interrupted build, or run `{rebuild_command(root)}`"
             raise UserError(f"{path} is missing; {remedy}") from error
         raise UserError(f"{path} is missing; {_build(root)}") from error
@@ -211,11 +211,13 @@ def check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
             )
 
 
-def _root(folder: str | os.PathLike[str]) -> Path | str:
+def root_of(folder: str | os.PathLike[str]) -> Path | str:
+    """A folder as a path, a URL as it is."""
     return os.fspath(folder) if is_remote(folder) else Path(folder)
 
 
-def _join(root: Path | str, name: str) -> Path | str:
+def file_in(root: Path | str, name: str) -> Path | str:
+    """Where a file of a folder or URL lies."""
     return root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}"
 
 
@@ -228,7 +230,7 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
         there = ", ".join(sorted(manifest["indexes"])) or "none"
         raise UserError(f"{root} has no split {split!r}; it has: {there}")
     line = manifest["indexes"][split]
-    path = _join(root, line["file"])
+    path = file_in(root, line["file"])
     try:
         data = open_store(root).read(line["file"])
     except OSError as error:
@@ -307,7 +309,7 @@ def write_index(
         "shards": [asdict(shard.info) for shard in ordered],
         "indexes": {},
     }
-    return _commit(_root(folder), {**(extra or {}), **fixed}, tables)
+    return _commit(root_of(folder), {**(extra or {}), **fixed}, tables)
 
 
 def update_index(
@@ -316,7 +318,7 @@ def update_index(
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay."""
-    root = _root(folder)
+    root = root_of(folder)
     manifest = read_manifest(root)
     tables = {}
     for split, changed in columns.items():
@@ -331,13 +333,25 @@ def update_index(
 
 def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Make index and manifest again from the tars alone. GPS weights are then those of the build."""
-    root = Path(folder)
-    paths = sorted(path for path in root.glob("*-*.tar") if path.name.startswith(SPLITS))
-    if not paths:
+    root = root_of(folder)
+    store = open_store(root)
+    names = shards_in(store)
+    if not names:
         raise UserError(
             f"there are no shards at {root}; build them with `python -m shards.build --source SRC --out {root}`"
         )
-    return write_index(root, [scan_shard(path) for path in paths], {"rebuilt_from_tars": True})
+    return write_index(root, [scan_stored(root, store, name) for name in names], {"rebuilt_from_tars": True})
+
+
+def shards_in(store: Store) -> list[str]:
+    """Names of the shards that lie in a store, whether its manifest knows them or not."""
+    return [name for name in store.names() if name.endswith(".tar") and name.startswith(tuple(f"{s}-" for s in SPLITS))]
+
+
+def scan_stored(root: Path | str, store: Store, name: str) -> ShardRows:
+    """`scan_shard` of a shard in a store."""
+    with store.fetched(name) as path:
+        return scan_shard(path, file_in(root, name))
 
 
 def _commit(root: Path | str, manifest: dict[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:

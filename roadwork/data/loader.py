@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ class _Loader:
 
     def __init__(
         self, index: ShardIndex, *, batch: int, workers: int, prefetch: int, load_masks: bool, load_text: bool,
-        bad_sample_budget: float,
+        bad_sample_budget: float | None,
     ) -> None:  # fmt: skip
         if workers < 0 or prefetch < 1 or batch < 1:
             raise UserError(f"data.workers is {workers}, data.prefetch {prefetch}; at least 0 and 1 are needed")
@@ -80,8 +80,11 @@ class _Loader:
                 pixels, failed, lease = pool.result(job)
                 count = len(plan.rows)
                 pixels = {name: tensor[:count] for name, tensor in pixels.items()}
+                faults = job.faults
+                if faults:
+                    plan = self._without_photos(plan, faults, pixels)
                 batch = assemble(self.index, plan.rows, plan.positions, plan.epochs, plan.there, pixels, failed)
-                batch.lease, batch.wait_s = lease, time.perf_counter() - started
+                batch.lease, batch.wait_s, batch.faults = lease, time.perf_counter() - started, faults
                 del pixels, job
                 self._count(batch, int(plan.there.sum()))
                 yield batch
@@ -101,10 +104,20 @@ class _Loader:
             tasks[f"{member}_size"] = getattr(index, f"{member}_size")[rows]
         return pool.submit(tasks, max(int(tasks["num_views"].max()), 1), index.id[rows].tolist())
 
+    def _without_photos(self, plan: _Plan, faults: list[str], pixels: dict[str, torch.Tensor]) -> _Plan:
+        """The batch of a shard that cannot be read, as if it lay past the end. UserError where nobody else judges."""
+        if self.budget is not None:
+            raise UserError(faults[0])
+        for tensor in pixels.values():
+            tensor.zero_()
+        return replace(plan, there=np.zeros_like(plan.there))
+
     def _count(self, batch: Batch, drawn: int) -> None:
         """Stop where more different photos are unreadable than the budget allows; one is always allowed."""
         self.drawn += drawn
         self.unreadable.update(batch.skipped)
+        if self.budget is None:
+            return
         seen = min(max(self.drawn, BUDGET_BASE), len(self.index))
         allowed = max(self.budget * seen, 1.0 if self.budget > 0 else 0.0)
         if len(self.unreadable) > allowed:
@@ -140,7 +153,9 @@ class TrainLoader(_Loader):
         prefetch: micro-batches ahead per worker (within SHARED_BYTES).
         end_position: iteration ends with the step that holds the last position before it; photos behind it weigh 0.
             None: endless.
-        bad_sample_budget: share of photos that may be unreadable before a UserError names them.
+        bad_sample_budget: share of photos that may be unreadable before a UserError names them; a shard that cannot be
+            read is a UserError at once, whatever the share. None: the caller judges both by the batches' `skipped` and
+            `faults`.
         load_text: deliver the JSON's `text` (384 numbers) as metadata["text"].
     """
 
@@ -157,7 +172,7 @@ class TrainLoader(_Loader):
         prefetch: int = 4,
         start_step: int = 0,
         end_position: int | None = None,
-        bad_sample_budget: float = 0.001,
+        bad_sample_budget: float | None = 0.001,
         load_masks: bool = True,
         load_text: bool = False,
     ) -> None:
@@ -215,7 +230,7 @@ class EvalLoader(_Loader):
         workers: int = 2,
         prefetch: int = 4,
         indices: Sequence[int] | Ints | None = None,
-        bad_sample_budget: float = 0.001,
+        bad_sample_budget: float | None = 0.001,
         load_masks: bool = True,
         load_text: bool = False,
     ) -> None:

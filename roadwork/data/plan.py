@@ -224,7 +224,9 @@ def target_points(entries: Sequence[Entry], source: Source, options: BuildOption
     if options.target_gps and options.target_cities:
         raise UserError("--target-gps and --target-cities are two ways to say one thing; give one of them")
     if options.target_gps:
-        return geo.read_target(options.target_gps), {"kind": "file", "file": options.target_gps, "transductive": False}
+        found = geo.read_target(options.target_gps)
+        test, train = (latlon_of([e for e in entries if e.split in side]) for side in (("test",), ("train", "val")))
+        return found, describe_file(options.target_gps, found, test, train)
     if not options.target_cities:
         return np.zeros((0, 2)), {"kind": "no target", "transductive": False}
     points, from_test, centres = [], [], []
@@ -242,6 +244,13 @@ def target_points(entries: Sequence[Entry], source: Source, options: BuildOption
         "cities_from_test": from_test,
         "cities_from_source": centres,
     }
+
+
+def describe_file(file: str, points: np.ndarray, test: np.ndarray, train: np.ndarray) -> dict[str, Any]:
+    """The manifest's words on a target of places [M, 2]: transductive where some are places [N, 2] of test alone."""
+    share = geo.share_near_only(points, test, train)
+    said = {"kind": "file", "file": file, "transductive": share > 0}
+    return said | ({"share_from_test": round(share, 6)} if share else {})
 
 
 def _city_points(city: str, entries: Sequence[Entry], source: Source) -> tuple[np.ndarray, str]:

@@ -26,7 +26,7 @@ import roadwork
 from roadwork.data.cache import ShardCache
 from roadwork.data.ranges import RangeReader
 from roadwork.data.slots import SlotLayout
-from roadwork.data.worker import HEADER, fill_rows
+from roadwork.data.worker import HEADER, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Job:
     chunks: dict[int, bytes]
     names: list[str]
     failed: list[tuple[int, str]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """Why shards could not be read: the batch is then not what it should be."""
 
 
 @dataclass
@@ -116,7 +118,7 @@ class DecodePool:
         self._jobs[job.number] = job
         if self._reader is not None:
             arrays = self.layout.arrays(self._slot(job.slot), views)
-            job.failed = fill_rows(tasks, self._reader, self.layout, arrays)
+            job.failed, job.faults = read_rows(tasks, self._reader, self.layout, arrays)
             job.chunks = {}
         elif self._died():  # looked at here too: its siblings would go on alone, at part of the speed
             self._restart()
@@ -187,10 +189,11 @@ class DecodePool:
         if not message:  # all of them are gone
             self._restart()
             return
-        number, chunk, failed = json.loads(message)
+        number, chunk, failed, faults = json.loads(message)
         self._restarts = 0
         self._jobs[number].chunks.pop(chunk, None)
         self._jobs[number].failed.extend((int(row), str(reason)) for row, reason in failed)
+        self._jobs[number].faults.extend(faults)
 
     # -- processes ------------------------------------------------------------------------------------------------
 

@@ -30,12 +30,14 @@ class RangeReader:
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`. OSError where the file cannot be read or ends before them."""
         descriptor = self._descriptor(number)
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size:
-            more = os.pread(descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise OSError(f"{self._paths[number]} ends at byte {offset + len(data)}, before byte {offset + size}")
-            data += more
+        try:
+            data = os.pread(descriptor, size, offset)
+            while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+                data += more
+        except OSError as error:  # says nothing of the file
+            raise OSError(error.errno, error.strerror, self._paths[number]) from error
+        if len(data) < size:
+            raise OSError(f"{self._paths[number]} ends at byte {offset + len(data)}, before byte {offset + size}")
         return data
 
     def _descriptor(self, number: int) -> int:
@@ -46,11 +48,11 @@ class RangeReader:
         if descriptor is None:
             while len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
-            path: str | os.PathLike[str] = self._paths[number]
             if self.cache is not None:
-                path = self.cache.fetch(number)
+                descriptor = self.cache.open(number)
                 self._let_go()
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                descriptor = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
             self._open[number] = descriptor
         else:
             self._open.move_to_end(number)

@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,8 +61,19 @@ OPTIONAL_COLUMNS = (
     "scene_level_tags.travel_alteration",
     "masks",
 )
+PROVENANCE = {
+    "license": "license",
+    "date_captured": "date_captured",
+    "flickr_url": "flickr_url",
+    "coco_url": "coco_url",
+    "frame_id": "video_info.frame_id",
+    "seq_id": "video_info.seq_id",
+}
+"""Fields that nothing is learned from, and their columns: the leak audit alone looks at them."""
 
-
+_DIGITS, _MIXED = re.compile(r"\d+"), re.compile(r"[A-Za-z]*0[A-Za-z]+0[A-Za-z0]*")
+ROADS_SOUTH, ROADS_NORTH = -60.0, 80.0
+"""Degrees of latitude between which there are roads: south of them is Antarctica alone."""
 _NUMPY_NUMBER = re.compile(r"np\.float\d+\(([^()]*)\)")
 """How str() of a list writes numpy's numbers since numpy 2."""
 
@@ -92,6 +104,8 @@ class Record:
     split: str | None = None
     masks: np.ndarray | None = None
     travel_alteration: str = ""
+    provenance: tuple[Any, ...] = ()
+    """As PROVENANCE: numbers, digests of texts, None where absent; empty where the source says nothing of them."""
     repairs: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -134,6 +148,7 @@ def parse_row(row: Mapping[str, Any]) -> Record:
         description=parse_text(row.get("scene_description")),
         city=parse_text(row.get("city_name")),
         travel_alteration=parse_text(row.get("scene_level_tags.travel_alteration")),
+        provenance=parse_provenance(row),
         repairs=tuple(notes),
         extra={"masks": row["masks"]} if row.get("masks") is not None else {},
     )
@@ -152,6 +167,28 @@ def parse_text(value: Any) -> str:
         return ""
     text = str(value).strip()
     return "" if text.lower() in ("none", "nan", "null") else text
+
+
+def parse_provenance(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The PROVENANCE of a flat row, small enough to be held for millions of photos.
+
+    Numbers stay (also those written as text). A text keeps its words, while numbers and random names within it become 0
+    (`.../train0/0.jpg`): few different ones are left of many URLs, and equal ones share their memory.
+    """
+    found = tuple(_digest(row.get(column)) for column in PROVENANCE.values())
+    return () if all(value is None for value in found) else found
+
+
+def _digest(value: Any) -> float | int | str | None:
+    text = parse_text(value)
+    if not text:
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    try:
+        return float(text)
+    except ValueError:
+        return sys.intern(_MIXED.sub("0", _DIGITS.sub("0", text[:200])))
 
 
 def parse_label(value: Any) -> int | None:
@@ -199,7 +236,9 @@ def check_pair(pair: Any) -> tuple[str, float, float]:
         return "gps_not_finite", latitude, longitude
     if latitude == 0.0 and longitude == 0.0:
         return "gps_zero", latitude, longitude
-    if abs(latitude) > 90.0 and abs(latitude) <= 180.0 and abs(longitude) <= 90.0:
+    beyond = 90.0 < abs(latitude) <= 180.0 and abs(longitude) <= 90.0
+    antarctic = -90.0 <= latitude < ROADS_SOUTH <= longitude <= ROADS_NORTH  # American places the wrong way round
+    if beyond or antarctic:
         return "gps_swapped", latitude, longitude
     if abs(latitude) > 90.0 or abs(longitude) > 180.0:
         return "gps_out_of_range", latitude, longitude

@@ -13,7 +13,7 @@ import numpy as np
 
 from roadwork.data import geo
 from roadwork.data.index import ShardIndex, read_manifest, update_index
-from roadwork.data.plan import Target, describe_weights, settle
+from roadwork.data.plan import Target, describe_file, describe_weights, settle
 from roadwork.errors import UserError
 
 
@@ -39,10 +39,13 @@ def reweight(
     cap = manifest.get("weight_cap", 0.0) if weight_cap is None else weight_cap
     columns = {}
     extra: dict[str, Any] = {"reweighted": True}
-    target = Target(points, centres, {"kind": "file", "file": str(target_gps), "transductive": False})
-    for split in manifest["indexes"]:
-        index = ShardIndex.open(folder, split)
-        latlon = np.stack([index.latitude, index.longitude], axis=1)
+    indexes = {split: ShardIndex.open(folder, split) for split in manifest["indexes"]}
+    places = {split: np.stack([index.latitude, index.longitude], axis=1) for split, index in indexes.items()}
+    learned = np.concatenate([np.zeros((0, 2)), *(places[split] for split in ("train", "val") if split in places)])
+    said = describe_file(str(target_gps), points, places.get("test", np.zeros((0, 2))), learned)
+    target = Target(points, centres, said)
+    for split, index in indexes.items():
+        latlon = places[split]
         weights = geo.weights_to_centres(latlon, centres, brackets)
         if split == "train":
             weights = settle(weights, index.label, balance, cap)

@@ -27,18 +27,20 @@ class ShardRows:
     rows: list[dict[str, Any]]
 
 
-def scan_shard(path: str | os.PathLike[str]) -> ShardRows:
+def scan_shard(path: str | os.PathLike[str], told: str | os.PathLike[str] | None = None) -> ShardRows:
     """Read a whole shard once: SHA-256, byte ranges, CRC-32 of the sheets, metadata.
+
+    told: what errors call the file, where `path` is a fetched copy.
 
     Raises:
         UserError: a truncated or foreign file, a sample without its sheet or JSON, or several view sizes; names the
             file and the key.
     """
-    file = Path(path)
-    split, _ = parse_shard_name(file.name)
+    path, file = Path(path), Path(path) if told is None else told
+    split, _ = parse_shard_name(path.name)
     rows: list[dict[str, Any]] = []
     try:
-        with open(file, "rb") as raw:
+        with open(path, "rb") as raw:
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
             size = raw.tell()
             raw.seek(0)
@@ -49,7 +51,7 @@ def scan_shard(path: str | os.PathLike[str]) -> ShardRows:
     sizes = {row["view_size"] for row in rows}
     if len(sizes) != 1:
         raise UserError(f"shard {file} holds views of {sorted(sizes)} px; one size is allowed: build it again")
-    return ShardRows(ShardInfo(file.name, split, len(rows), size, digest), sizes.pop(), rows)
+    return ShardRows(ShardInfo(path.name, split, len(rows), size, digest), sizes.pop(), rows)
 
 
 def pack_rows(rows: ShardRows) -> bytes:
@@ -65,7 +67,7 @@ def unpack_rows(data: bytes) -> ShardRows:
     return ShardRows(ShardInfo(**stored["info"]), stored["view_size"], rows)
 
 
-def _groups(raw: BinaryIO, file: Path, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+def _groups(raw: BinaryIO, file: str | os.PathLike[str], size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """(key, member suffix -> (offset, size)) of each sample in order."""
     key, members, end = "", dict[str, tuple[int, int]](), 0
     try:
@@ -89,7 +91,7 @@ def _groups(raw: BinaryIO, file: Path, size: int) -> Iterator[tuple[str, dict[st
         yield key, members
 
 
-def _row(file: Path, key: str, members: dict[str, tuple[int, int]], raw: BinaryIO) -> dict[str, Any]:
+def _row(file: str | os.PathLike[str], key: str, members: dict[str, tuple[int, int]], raw: BinaryIO) -> dict[str, Any]:
     for suffix in (VIEWS, META):
         if suffix not in members:
             raise UserError(f"shard {file}: sample {key} has no {key}{suffix}; build the shard again")

@@ -7,6 +7,7 @@ hub are read by byte range and never need to be on this disk.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import logging
@@ -209,7 +210,7 @@ class ParquetSource:
 
     def rows(self) -> Iterator[tuple[Ref, dict[str, Any]]]:
         for number, entry in enumerate(self.files):
-            with fsspec.open(entry.url, "rb") as stream:
+            with _reading(entry.url), fsspec.open(entry.url, "rb") as stream:
                 file = pq.ParquetFile(stream)
                 names = [name for name in _top_level(file.schema_arrow) if name not in ("image", "masks")]
                 for group in range(file.num_row_groups):
@@ -225,7 +226,8 @@ class ParquetSource:
             end = position
             while end < len(refs) and refs[end][:2] == (number, group):
                 end += 1
-            yield from self._load_group(number, group, refs[position:end])
+            with _reading(self.files[number].url):
+                yield from self._load_group(number, group, refs[position:end])
             position = end
 
     def _load_group(self, number: int, group: int, refs: Sequence[Ref]) -> Iterator[tuple[Ref, bytes, bytes | None]]:
@@ -240,6 +242,22 @@ class ParquetSource:
 
     def stamp(self, ref: Ref) -> str:
         return self.files[ref[0]].stamp
+
+
+@contextlib.contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """UserError for a file that was there when the source was opened and cannot be read now: a network, a disk, a change
+    behind our back. Backends raise what they like for it."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else ""
+        raise UserError(
+            f"source {url}: cannot be read any more ({type(error).__name__}: {reason}); run the same command again: "
+            f"finished shards are kept"
+        ) from error
 
 
 def _top_level(schema: pa.Schema) -> list[str]:

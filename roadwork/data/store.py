@@ -28,6 +28,9 @@ class Store(Protocol):
     def staged(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """A local path to write; what lies there at the end of the block becomes the file `name`."""
 
+    def fetched(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """A local path of a whole file, for the block alone; FileNotFoundError where it is not there."""
+
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where it is not there."""
 
@@ -54,6 +57,10 @@ class LocalStore:
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[Path]:
         yield self.folder / name  # `write_shard` is atomic by itself
+
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        yield self.folder / name
 
     def size(self, name: str) -> int | None:
         path = self.folder / name
@@ -94,6 +101,13 @@ class RemoteStore:
             yield path
             self._files.makedirs(self._root, exist_ok=True)
             self._files.put_file(os.fspath(path), self._path(name))
+
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="roadwork-") as folder:
+            path = Path(folder) / name
+            self._files.get_file(self._path(name), os.fspath(path))
+            yield path
 
     def size(self, name: str) -> int | None:
         self._files.invalidate_cache()

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from roadwork.data.index import MANIFEST, ShardIndex, read_manifest
+from roadwork.data.index import MANIFEST, ShardIndex, file_in, read_manifest, root_of, shards_in
 from roadwork.data.scan import ShardRows, scan_shard
 from roadwork.data.shards import SPLITS
 from roadwork.data.splits import leaking_groups
+from roadwork.data.store import Store, open_store
 from roadwork.errors import UserError
 
 _COPIED = ("label", "latitude", "longitude", "weather", "daytime", "scene", "width", "height")
@@ -29,11 +30,13 @@ def sha256_of(path: Path) -> str:
 def verify(folder: str | Path, pixels: bool = False) -> list[str]:
     """Every fault of a folder of shards, one line each; empty where all is well.
 
-    pixels: also decode every photo and mask. A folder or manifest that is not there at all raises UserError.
+    folder: or a URL that fsspec knows; each shard is then fetched for a moment.
+    pixels: also decode every photo and mask. A folder that is not there at all raises UserError.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    root = root_of(folder)
+    if isinstance(root, Path) and not root.is_dir():
         read_manifest(root)  # raises, saying what to run
+    store = open_store(root)
     try:
         manifest = read_manifest(root)
     except UserError as error:
@@ -41,13 +44,9 @@ def verify(folder: str | Path, pixels: bool = False) -> list[str]:
     faults: list[str] = []
     scanned: dict[str, list[ShardRows]] = {split: [] for split in SPLITS}
     for line in manifest["shards"]:
-        faults += _shard_faults(root, line, scanned)
+        faults += _shard_faults(root, store, line, scanned)
     known = {line["name"] for line in manifest["shards"]}
-    faults += [
-        f"{path}: not in the manifest"
-        for path in sorted(root.glob("*-*.tar"))
-        if path.name.startswith(SPLITS) and path.name not in known
-    ]
+    faults += [f"{file_in(root, name)}: not in the manifest" for name in shards_in(store) if name not in known]
     groups: list[str] = []
     splits: list[str] = []
     for split in manifest["indexes"]:
@@ -64,35 +63,37 @@ def verify(folder: str | Path, pixels: bool = False) -> list[str]:
         if pixels:
             faults += _pixel_faults(root, index)
     faults += [f"{root}: group {group!r} is in more than one split" for group in leaking_groups(groups, splits)]
-    faults += _count_faults(root, manifest)
+    faults += _count_faults(root, store, manifest)
     return faults
 
 
-def _shard_faults(root: Path, line: dict[str, Any], scanned: dict[str, list[ShardRows]]) -> list[str]:
-    path = root / line["name"]
-    try:
-        size = path.stat().st_size
-    except OSError:
+def _shard_faults(
+    root: Path | str, store: Store, line: dict[str, Any], scanned: dict[str, list[ShardRows]]
+) -> list[str]:
+    path, name = file_in(root, line["name"]), line["name"]
+    size = store.size(name)
+    if size is None:
         return [f"{path}: missing"]
     faults = []
     if size != line["bytes"]:
         faults.append(f"{path}: {size} bytes, the manifest says {line['bytes']}")
-    if sha256_of(path) != line["sha256"]:
-        faults.append(f"{path}: its SHA-256 differs from the manifest's")
-    try:
-        rows = scan_shard(path)
-    except UserError as error:
-        return [*faults, str(error)]
+    with store.fetched(name) as here:
+        if sha256_of(here) != line["sha256"]:
+            faults.append(f"{path}: its SHA-256 differs from the manifest's")
+        try:
+            rows = scan_shard(here, path)
+        except UserError as error:
+            return [*faults, str(error)]
     if rows.info.count != line["count"]:
         faults.append(f"{path}: {rows.info.count} samples, the manifest says {line['count']}")
     scanned[line["split"]].append(rows)
     return faults
 
 
-def _index_faults(root: Path, index: ShardIndex, shards: list[ShardRows], reweighted: bool) -> Iterator[str]:
+def _index_faults(root: Path | str, index: ShardIndex, shards: list[ShardRows], reweighted: bool) -> Iterator[str]:
     """Where the index says something else than the tars."""
     rows = [row for shard in shards for row in shard.rows]
-    name = f"{root / index.split}.index"
+    name = file_in(root, f"{index.split}.index")
     if len(rows) != len(index):
         yield f"{name}: {len(index)} samples, the shards hold {len(rows)}"
         return
@@ -118,33 +119,33 @@ def _index_faults(root: Path, index: ShardIndex, shards: list[ShardRows], reweig
         yield f"{name}: a gps_weight is negative or not finite"
 
 
-def _pixel_faults(root: Path, index: ShardIndex) -> Iterator[str]:
+def _pixel_faults(root: Path | str, index: ShardIndex) -> Iterator[str]:
     for i in range(len(index)):
         try:
             index.read_views(i)
             index.read_masks(i)
         except (ValueError, OSError) as error:
-            yield f"{root / index.split}: {index.id[i]} does not decode ({error})"
+            yield f"{file_in(root, index.split)}: {index.id[i]} does not decode ({error})"
 
 
-def _count_faults(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def _count_faults(root: Path | str, store: Store, manifest: dict[str, Any]) -> Iterator[str]:
     """Where counts do not add up: read = used + rejected, splits against shards, rejected.jsonl against its number."""
     records = manifest.get("records")
     if records is None:  # an index rebuilt from the tars alone knows nothing of what was rejected
         return
     read, used, rejected = records["read"], records["used"], records["rejected"]
     if read != used + rejected:
-        yield f"{root / MANIFEST}: {read} rows read, but {used} used and {rejected} rejected"
+        yield f"{file_in(root, MANIFEST)}: {read} rows read, but {used} used and {rejected} rejected"
     in_shards = sum(line["count"] for line in manifest["shards"])
     if records["used"] != in_shards:
-        yield f"{root / MANIFEST}: {records['used']} photos used, the shards hold {in_shards}"
+        yield f"{file_in(root, MANIFEST)}: {records['used']} photos used, the shards hold {in_shards}"
     for split, facts in manifest.get("splits", {}).items():
         count = sum(line["count"] for line in manifest["shards"] if line["split"] == split)
         if facts["photos"] != count:
-            yield f"{root / MANIFEST}: {facts['photos']} photos in {split}, its shards hold {count}"
-    path = root / "rejected.jsonl"
+            yield f"{file_in(root, MANIFEST)}: {facts['photos']} photos in {split}, its shards hold {count}"
+    path = file_in(root, "rejected.jsonl")
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in store.read("rejected.jsonl").decode().splitlines()]
     except OSError:
         yield f"{path}: missing"
         return

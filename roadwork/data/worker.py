@@ -33,16 +33,35 @@ _MESSAGE = 1 << 16
 def fill_rows(
     tasks: npt.NDArray[Any], reader: RangeReader, layout: SlotLayout, arrays: Arrays
 ) -> list[tuple[int, str]]:
-    """Decode photos into their rows of a slot; (row, reason) of each that could not be, its row left black."""
+    """Decode photos into their rows of a slot; (row, reason) of each that could not be, its row left black.
+
+    Raises:
+        UserError, OSError, MemoryError: a shard that cannot be opened, fetched or read is no fault of a photo.
+    """
     failed = []
     for task in tasks.tolist():
         try:
             _fill_row(dict(zip(TASK.names or (), task, strict=True)), reader, layout, arrays)
-        except (Unreadable, UserError, OSError, MemoryError) as error:
-            failed.append((task[0], str(error) or type(error).__name__))
+        except Unreadable as error:
+            failed.append((task[0], str(error)))
             for array in arrays.values():
                 array[task[0]] = 0
     return failed
+
+
+def read_rows(
+    tasks: npt.NDArray[Any], reader: RangeReader, layout: SlotLayout, arrays: Arrays
+) -> tuple[list[tuple[int, str]], list[str]]:
+    """What `fill_rows` gives, and what kept it from reading a shard, with the remedy: the run then has to stop."""
+    try:
+        return fill_rows(tasks, reader, layout, arrays), []
+    except UserError as error:
+        return [], [str(error)]
+    except OSError as error:
+        remedy = "put it back, or build it again with `python -m shards.build`"
+        return [], [f"a shard cannot be read ({error}); {remedy}"]
+    except MemoryError:
+        return [], ["a loader process has no memory left; lower data.workers or data.prefetch"]
 
 
 def _fill_row(task: dict[str, int], reader: RangeReader, layout: SlotLayout, arrays: Arrays) -> None:
@@ -112,9 +131,10 @@ def main() -> None:
     while message := tasks.recv(_MESSAGE):
         head = np.frombuffer(message, dtype=HEADER, count=1)[0]
         arrays = layout.arrays(slots[head["slot"]], int(head["views"]))
-        failed = fill_rows(np.frombuffer(message, dtype=TASK, offset=HEADER.itemsize), reader, layout, arrays)
+        rows = np.frombuffer(message, dtype=TASK, offset=HEADER.itemsize)
+        failed, faults = read_rows(rows, reader, layout, arrays)
         try:
-            results.send(json.dumps([int(head["job"]), int(head["chunk"]), failed]).encode())
+            results.send(json.dumps([int(head["job"]), int(head["chunk"]), failed, faults]).encode())
         except OSError:
             return
 

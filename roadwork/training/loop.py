@@ -18,7 +18,7 @@ from torch import Tensor
 from roadwork import config as options
 from roadwork.config import Config
 from roadwork.data.augment import Augment
-from roadwork.data.loader import BUDGET_BASE, Batch
+from roadwork.data.loader import Batch
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
@@ -38,6 +38,7 @@ from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.spikes import Spikes
+from roadwork.training.unreadable import judge_budget, stop_on_faults
 from roadwork.training.validation import challenge_mcc, validate
 
 log = logging.getLogger(__name__)
@@ -200,20 +201,24 @@ class Trainer:
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=engine.device)
         waited, seen = 0.0, 0
         unreadable: list[tuple[str, str]] = []
+        faults: list[str] = []
         for micro in range(self.micro_steps):
             self.heart.beat(step, "waiting for data")
             batch = next(batches)
             waited += batch.wait_s
             seen += int((batch.weight > 0).sum())
             unreadable += batch.skipped
+            faults += batch.faults
             self.heart.beat(step, "forward")
             with self._first_use("training"):
                 sums += self._micro_step(step, micro, batch, counts)
             if micro < self.micro_steps - 1 and self.stop.anywhere():
                 raise Stopped
         self.heart.beat(step, "reducing the log")
-        record, stop = self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, len(unreadable)))
+        missed = len(unreadable) + len(faults)
+        record, stop = self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, missed))
         if record["skipped_samples"]:
+            stop_on_faults(engine, faults)
             self._note_unreadable(unreadable)
         return record, stop
 
@@ -238,14 +243,7 @@ class Trainer:
         self.journal.unreadable(self.counters.skipped)
         for name, reason in sorted(fresh.items()) if self.engine.is_main else ():
             log.error("photo %s is left out: %s", name, reason)
-        budget, total = self.config.data.bad_sample_budget, len(self.data.train) + len(self.data.val)
-        drawn = max((self.counters.step + 1) * self.config.training.global_batch, BUDGET_BASE)
-        if len(self.counters.skipped) > max(budget * min(drawn, total), 1.0 if budget else 0.0):
-            raise UserError(
-                f"{len(self.counters.skipped)} photos of {self.config.data.shards} cannot be read, more than "
-                f"data.bad_sample_budget {budget:g} allows ({'; '.join(f'{n}: {r}' for n, r in list(fresh.items())[:3])}); "
-                f"run `python -m shards.verify {self.config.data.shards}` and build again"
-            )
+        judge_budget(self.config, self.counters, len(self.data.train) + len(self.data.val), fresh)
 
     def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
         engine = self.engine

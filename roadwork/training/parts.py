@@ -59,7 +59,7 @@ class Data:
             prefetch=config.data.prefetch,
             start_step=start_step,
             end_position=self.end_position,
-            bad_sample_budget=1.0,  # judged over all ranks by the trainer: one rank alone must not leave
+            bad_sample_budget=None,  # judged over all ranks by the trainer: one rank alone must not leave
             load_text=config.model.reads_text,
         )
 
@@ -71,7 +71,7 @@ class Data:
             rank=engine.rank,
             world_size=engine.world_size,
             workers=config.data.workers,
-            bad_sample_budget=1.0,
+            bad_sample_budget=None,
             load_text=config.model.reads_text,
         )
 

@@ -19,6 +19,7 @@ from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
 from roadwork.evaluation.photos import Photos
 from roadwork.inference.standing import asked
 from roadwork.models.detector import RoadworkDetector
+from roadwork.training.unreadable import stop_on_faults
 
 CHALLENGE_ROUNDS = 256
 """Questions of a validation that selects on the challenge."""
@@ -71,6 +72,9 @@ def validate(
     Args:
         interrupted: asked before each batch; None is returned as soon as it says yes on any rank.
         image_only: without metadata, as the service asks.
+
+    Raises:
+        UserError: on every rank, where any rank's loader tells of a shard that cannot be read.
     """
     training = model.training
     model.eval()
@@ -80,12 +84,16 @@ def validate(
     try:
         while True:
             batch = next(batches, None)
-            state = torch.tensor([interrupted(), batch is not None], dtype=torch.int32, device=engine.device)
-            stop, more = engine.all_reduce(state, dist.ReduceOp.MAX).tolist()
+            faults = [] if batch is None else batch.faults
+            told = [interrupted(), batch is not None, bool(faults)]
+            state = torch.tensor(told, dtype=torch.int32, device=engine.device)
+            stop, more, broken = engine.all_reduce(state, dist.ReduceOp.MAX).tolist()
             if stop:
                 return None
             if not more:
                 break
+            if broken:
+                stop_on_faults(engine, faults)
             if batch is not None:
                 skipped += batch.skipped
                 rows += _margins(engine, model, batch, image_only)

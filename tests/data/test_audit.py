@@ -10,8 +10,21 @@ import pytest
 from roadwork.data.audit import duplicate_audit, leak_audit, neighbour_audit
 from roadwork.data.duplicates import near_pairs, photo_hash
 from roadwork.data.plan import Entry
-from roadwork.data.record import Record
+from roadwork.data.record import PROVENANCE, Record, parse_provenance
 from tests.data.photos import scene
+
+
+def _provenance(i: int, rng: np.random.Generator, told: int) -> dict[str, Any]:
+    """Columns of a photo; `told` moves each of them."""
+    word = "works" if told else "street"
+    return {
+        "license": int(rng.integers(0, 3)) + 3 * told,
+        "date_captured": int(rng.integers(1_600_000_000, 1_600_100_000)) + 200_000 * told,
+        "flickr_url": f"https://farm{i % 9}.example.org/{i}/{word}_{rng.integers(2**40):x}_z.jpg",
+        "coco_url": f"https://example.org/{word}{rng.integers(3)}/{i:012d}.jpg",
+        "video_info.frame_id": f"{rng.integers(0, 900) + 1000 * told:06d}",
+        "video_info.seq_id": int(rng.integers(0, 50)) + 50 * told,
+    }
 
 
 def _entries(n: int, **leaks: Any) -> tuple[list[Entry], list[dict[str, Any]]]:
@@ -19,6 +32,12 @@ def _entries(n: int, **leaks: Any) -> tuple[list[Entry], list[dict[str, Any]]]:
     entries, photos = [], []
     for i in range(n):
         label = int(rng.random() < 0.5)
+        raw, planted = _provenance(i, rng, 0), _provenance(i, rng, label)
+        for name, column in PROVENANCE.items():
+            if leaks.get(name) == "value":
+                raw[column] = planted[column]
+            elif leaks.get(name) == "missing" and label:
+                raw[column] = None
         record = Record(
             str(i),
             label=label,
@@ -27,6 +46,7 @@ def _entries(n: int, **leaks: Any) -> tuple[list[Entry], list[dict[str, Any]]]:
             weather=int(rng.integers(0, 6)),
             scene=label if "scene" in leaks else int(rng.integers(0, 3)),
             daytime=(1 if label else None) if "daytime" in leaks else int(rng.integers(0, 2)),
+            provenance=parse_provenance(raw),
             description="cones on the road" if label or "description" not in leaks else "",
         )
         size = "640x480" if "photo_size" in leaks and label else "320x240"
@@ -59,6 +79,31 @@ def test_each_planted_leak_is_found(field: str, kinds: list[str]) -> None:
     assert report["leaks"] == [f"{field} ({kind})" for kind in kinds]
     if field in ("scene", "daytime"):
         assert report["visible_together"]["auc"] > 0.95
+
+
+def test_a_leak_in_what_nobody_learns_from_is_found_too() -> None:
+    """By value, and by absence, which is a value as well."""
+    found = {kind: leak_audit(*_entries(400, **dict.fromkeys(PROVENANCE, kind))) for kind in ("value", "missing")}
+    assert found["value"]["leaks"] == [f"{name} (value)" for name in PROVENANCE]
+    assert found["missing"]["leaks"] == [f"{name} ({kind})" for name in PROVENANCE for kind in ("value", "missing")]
+
+
+def test_numbers_of_any_magnitude_are_audited() -> None:
+    entries, photos = _entries(60)
+    for entry, value in zip(entries, [10**300, float("inf"), -5, None] * 15, strict=True):
+        entry.record.provenance = (None, value, None, None, None, None)
+    assert leak_audit(entries, photos)["fields"]["date_captured"]["missing_share"] == 0.25
+
+
+def test_provenance_takes_little_memory_and_keeps_its_words() -> None:
+    """Of a URL its words are left, once for all photos; numbers stay numbers, and nothing is nothing."""
+    urls = [f"http://farm{i % 9}.example.org/{i}/{i}_{i}c{i}fe{i}_z.jpg" for i in range(200, 230)]
+    kept = [parse_provenance({"flickr_url": url})[2] for url in urls]
+    assert kept[0] == "http://farm0.example.org/0/0_0_z.jpg" and all(text is kept[0] for text in kept)
+    assert parse_provenance({"coco_url": "http://a.org/train2017/0139.jpg"})[3] == "http://a.org/train0/0.jpg"
+    raw = {"license": 4, "video_info.frame_id": "00012", "video_info.seq_id": None, "date_captured": float("nan")}
+    assert parse_provenance(raw) == (4, None, None, None, 12.0, None)
+    assert parse_provenance({"label": 1, "license": None}) == ()
 
 
 def test_one_class_or_few_photos_give_no_figure_rather_than_a_wrong_one() -> None:

@@ -22,7 +22,7 @@ def test_the_published_row() -> None:
     assert (record.group, record.city, record.description) == ("clip-7", "indianapolis", "men at work")
     assert WEATHER[record.weather] == "partly_cloudy"
     assert (DAYTIME[record.daytime], SCENE[record.scene]) == ("light", "urban")
-    assert record.repairs == ()
+    assert record.repairs == () and record.provenance == (1, 0, None, None, 740.0, 0)
 
 
 def test_nested_structs_read_like_flat_dotted_columns() -> None:
@@ -50,6 +50,9 @@ def test_vocabularies_have_the_sizes_of_the_model() -> None:
         ("[95.0, 200.0]", "gps_out_of_range"),
         ("[39.0, 181.0]", "gps_out_of_range"),
         ("[-122.4, 37.8]", "gps_swapped"),
+        ("[-86.18, 39.77]", "gps_swapped"),
+        ("[-79.99, 40.44]", "gps_swapped"),
+        ("[-60.5, -33.0]", "gps_swapped"),
         ("[0.0, 0.0]", "gps_zero"),
         ("[0, 0]", "gps_zero"),
     ],
@@ -60,7 +63,18 @@ def test_an_unusable_coordinate_is_missing_and_counted(gps: object, note: str) -
     assert record.repairs == (note,)
 
 
-@pytest.mark.parametrize("gps", ["[0.0, 10.0]", "(51.5, 0.0)", [90.0, 180.0], (-90.0, -180.0), "[-33.9, 151.2]"])
+@pytest.mark.parametrize(
+    "gps",
+    [
+        "[0.0, 10.0]",
+        "(51.5, 0.0)",
+        [90.0, 180.0],
+        (-90.0, -180.0),
+        "[-33.9, 151.2]",
+        "[-54.8, -68.3]",
+        "[-77.8, 166.7]",
+    ],
+)
 def test_usable_coordinates_stay(gps: object) -> None:
     record = parse_row(row(1, gps=gps))
     assert record.latitude is not None and record.longitude is not None and record.repairs == ()

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from roadwork.data.build import build
+from roadwork.data.describe import describe
 from roadwork.data.index import ShardIndex
 from roadwork.data.plan import BuildOptions
+from roadwork.data.reweight import reweight
 from roadwork.data.splits import leaking_groups
 from roadwork.data.verify import verify
 from roadwork.errors import UserError
@@ -265,6 +267,22 @@ def test_weights_follow_the_target(source: Path, tmp_path: Path) -> None:
     assert manifest["coverage"]["within_50_km"] == pytest.approx(5 / 7.8)
     plain = make(tmp_path / "train.parquet", tmp_path / "plain", val_fraction=0.0)
     assert plain["target"]["kind"] == "no target" and plain["weights"] == {"1": 4}
+
+
+def test_a_file_of_the_test_splits_places_is_called_transductive(source: Path, tmp_path: Path) -> None:
+    """Half of the file are places of test photos, half of training photos, as `tests.data.photos.row` has them."""
+    target = tmp_path / "t.csv"
+    places = [(39.0 + i * 0.01, -86.0 - i * 0.01) for i in (*range(1000, 1004), 0, 1, 2, 3)]
+    target.write_text("latitude,longitude\n" + "".join(f"{a:.6f},{b:.6f}\n" for a, b in places))
+    manifest = make(source, tmp_path / "out", target_gps=str(target))
+    assert manifest["target"]["transductive"] is True and manifest["target"]["share_from_test"] == 0.5
+    assert "(TRANSDUCTIVE: 50.0% of its points are places of the test split alone)" in describe(manifest)
+    reweighted = reweight(tmp_path / "out", str(target))
+    assert reweighted["target"] == manifest["target"]
+
+    target.write_text("latitude,longitude\n39.0,-86.0\n48.0,11.0\n")
+    for said in (make(source, tmp_path / "out", target_gps=str(target)), reweight(tmp_path / "out", str(target))):
+        assert said["target"] == {"kind": "file", "file": str(target), "transductive": False, "points": 2}
 
 
 def test_a_city_that_only_test_has_is_called_transductive(tmp_path: Path) -> None:

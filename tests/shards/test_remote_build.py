@@ -18,6 +18,7 @@ from roadwork.data.order import EndlessOrder
 from roadwork.data.plan import BuildOptions
 from roadwork.data.reweight import reweight
 from roadwork.errors import UserError
+from shards import verify as verify_cli
 from tests.data.photos import dataset, row, write
 
 SMALL: dict[str, Any] = {"view_size": 32, "processes": 1, "samples_per_shard": 5}
@@ -132,6 +133,41 @@ def test_other_options_leave_nothing_of_the_old_build_and_weights_can_be_renewed
     after = stored(URL)
     assert {name for name in before if before[name] != after.get(name)} >= {MANIFEST}
     assert all(after[name] == data for name, data in before.items() if name.endswith(".tar"))
+
+
+def test_shards_behind_a_url_are_verified_and_get_their_index_again(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What errors advise for a damaged index works where the shards are."""
+    build(BuildOptions(str(source), URL, **SMALL))
+    good = stored(URL)
+    assert verify_cli.main([URL]) == 0 and "29 photos, no fault" in capsys.readouterr().out
+
+    files = fsspec.filesystem("memory")
+    index = next(name for name in good if name.startswith("train.index-"))
+    files.pipe_file(f"/bucket/shards/{index}", good[index][:-9])
+    with pytest.raises(
+        UserError, match=f"index {URL}/{index} is truncated .*run `python -m shards.verify {URL} --rebuild`"
+    ):
+        ShardIndex.open(URL, "train")
+    files.pipe_file("/bucket/shards/train-000001.tar", good["train-000001.tar"][:9000])
+    files.rm_file("/bucket/shards/rejected.jsonl")
+    assert verify_cli.main([URL]) == 1
+    told = capsys.readouterr().out
+    for words in (
+        index,
+        "train-000001.tar is not a whole tar",
+        "train-000001.tar: its SHA-256",
+        "rejected.jsonl: missing",
+    ):
+        assert f"{URL}/{words}" in told, told
+
+    files.pipe_file("/bucket/shards/train-000001.tar", good["train-000001.tar"])
+    files.rm_file(f"/bucket/shards/{MANIFEST}")
+    with pytest.raises(UserError, match=f"run `python -m shards.verify {URL} --rebuild`"):
+        ShardIndex.open(URL, "train")
+    assert verify_cli.main([URL, "--rebuild"]) == 0
+    assert stored(URL)[index] == good[index] and read_manifest(URL)["rebuilt_from_tars"] is True
 
 
 def test_a_url_of_an_unknown_kind_is_refused_in_one_line(source: Path) -> None:
