@@ -116,7 +116,7 @@ def test_a_generated_half_is_asked_where_one_is_given(model, shards, tmp_path):
     with pytest.raises(UserError, match="no synthetic pictures in .*nowhere"):
         prepare(config)
     config.predict.challenge = False
-    with pytest.raises(UserError, match="predict.challenge is off"):
+    with pytest.raises(UserError, match="add --predict.challenge true"):
         validate(config)
 
 
