@@ -82,7 +82,8 @@ def fit_mixture(
     share, weighting = choose_weights(log_odds[:, 0, folds], truth)
     member_weights = np.zeros(log_odds.shape[-1])
     member_weights[folds] = share
-    temperature, table = float("inf"), []
+    temperature = float("inf")
+    table: list[tuple[float, float]] = []
     if selection is not None and len(truth.labels):
         temperature, table = foods.fit_temperature(selection, log_odds[:, :, 0], truth.loss)
     losses = [[finite_or_none(t), finite_or_none(loss)] for t, loss in table]
