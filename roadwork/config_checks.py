@@ -65,9 +65,11 @@ def validate(config: Config) -> None:
         raise UserError(f"checkpoint.keep_last is {config.checkpoint.keep_last}; at least 2 are kept")
     if not 0 < config.predict.prior < 1:
         raise UserError(f"predict.prior is {config.predict.prior}; a prior lies strictly between 0 and 1")
-    if config.predict.challenge_synthetic and not config.predict.challenge:
+    asked = config.predict.challenge or config.training.select_on == "challenge"
+    if config.predict.challenge_synthetic and not asked:
         raise UserError(
-            "predict.challenge_synthetic is given, but predict.challenge is off; add --predict.challenge true"
+            "predict.challenge_synthetic is given, but nothing asks the challenge; add --predict.challenge true, or "
+            "--training.select_on challenge for training"
         )
     _positive("data.window", config.data.window)
     strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]

@@ -44,7 +44,7 @@ def evaluate(
     """
     joined = join(index, systems[chosen])
     found = {name: _aligned(joined, values) for name, values in systems.items()}
-    notes = _notes(joined)
+    notes = _notes(joined, centres)
     baseline = metadata_classifier(train, index, prior, seed) if train is not None and len(joined.rows) else None
     what = dict(WHAT)
     if baseline is not None:
@@ -92,7 +92,7 @@ def _gain(joined: Joined, values: Any, resamples: int, seed: int) -> dict[str, A
     return {key: metrics.finite_or_none(value) for key, value in paired._asdict().items()} | {"helps": paired.helps}
 
 
-def _notes(joined: Joined) -> list[str]:
+def _notes(joined: Joined, centres: Any) -> list[str]:
     notes = []
     classes = np.unique(joined.label)
     if not len(joined.rows):
@@ -105,4 +105,6 @@ def _notes(joined: Joined) -> list[str]:
         notes.append(f"{joined.unlabelled} predicted photos have no label and are not scored")
     if len(joined.rows) and len(np.unique(metrics.group_codes(joined.group, len(joined.rows)))) < 2:
         notes.append("all photos belong to one group: there is no interval")
+    if len(joined.rows) and not len(centres):
+        notes.append("the shards have no target region: nothing is broken down by GPS cluster or by distance to it")
     return notes

@@ -37,6 +37,9 @@ BLUR_KERNEL = (0, 7, 9)
 JPEG_QUALITY = 75
 """Pillow's default, with which the picture is sent."""
 
+HALVES = {False: "real half only", True: "real and synthetic halves"}
+"""What a figure was measured on, by whether a synthetic half was given."""
+
 LONG_WINDOW, SHORT_WINDOW, POWER, SMOOTHING = 100, 10, 3.0, 0.05
 NO_ANSWER = -1.0
 
@@ -370,7 +373,7 @@ def standing(
     moments = simulated_rewards(answers, truth, names, bootstrap, seed)
     levels = np.asarray([q.level for q in questions])
     return {
-        "what": "real and synthetic halves" if synthetic else "real half only",
+        "what": HALVES[synthetic],
         "rounds": len(questions),
         "seed": seed,
         "photos": photos,

@@ -12,6 +12,8 @@ from roadwork.evaluation.figures import breakdown_figures
 from roadwork.evaluation.photos import attention_words, worst_photos
 from roadwork.monitoring.board import Board
 
+ATTENTION = "the saved network's attention, pixels alone"
+"""The errors are those of the chosen system, which may be an ensemble with metadata; the attention is one network's."""
 _COLUMNS = ("n", "groups", "mcc", "mcc_interval", "accuracy", "precision", "recall", "f1", "fpr", "tpr")
 
 
@@ -35,7 +37,7 @@ def write_events(
         board.text(f"{split}_by/{breakdown['field']}", breakdown_table(breakdown))
     photos = worst_photos(joined.index, errors)
     for kind, listed in errors["worst"].items():
-        pictures = [(photos[e["id"]], _caption(e)) for e in listed if e["id"] in photos]
+        pictures = [(photos[e["id"]], caption(e)) for e in listed if e["id"] in photos]
         if pictures:
             board.figures(0, {f"{split}_worst/{kind}": plots.errors_figure(pictures)})
     board.hparams(options, final_metrics(evaluation), trial)
@@ -67,7 +69,8 @@ def _cell(value: Any) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def _caption(error: Mapping[str, Any]) -> str:
+def caption(error: Mapping[str, Any]) -> str:
+    """What stands under a worst error: the answer of the chosen system, the photo, and where which network looked."""
     place = f"{error['city'] or 'unknown city'}, {error['weather']}, {error['daytime']}, {error['scene']}"
     attention = attention_words(error.get("attention", ()))
-    return f"{error['probability']:.3f}  {error['id']}\n{place}" + (f"\n{attention}" if attention else "")
+    return f"{error['probability']:.3f}  {error['id']}\n{place}" + (f"\n{ATTENTION}: {attention}" if attention else "")

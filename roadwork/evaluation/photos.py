@@ -16,12 +16,13 @@ DARKEST = 0.35
 """Brightness of a place that no view with attention shows."""
 
 
-def stitched(index: Any, row: int, width: int = 1280) -> npt.NDArray[np.uint8]:
+def stitched(index: Any, row: int, width: int = 1280, views: Any = None) -> npt.NDArray[np.uint8]:
     """uint8 [H, W, 3] in the photo's own proportions, at most `width` wide and never larger than the photo was.
 
-    The whole-photo view first, then the finer views over it, each at its box. ValueError where the sample is damaged.
+    The whole-photo view first, then the finer views over it, each at its box. views: uint8 [V, 3, S, S] of the photo
+    where they have been read already. ValueError where the sample is damaged.
     """
-    views = np.asarray(index.read_views(int(row))).transpose(0, 2, 3, 1)
+    views = np.asarray(index.read_views(int(row)) if views is None else views).transpose(0, 2, 3, 1)
     full_width, full_height = int(index.width[row]), int(index.height[row])
     if full_width <= 0 or full_height <= 0:
         full_height, full_width = views.shape[1:3]

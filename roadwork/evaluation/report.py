@@ -25,6 +25,11 @@ from roadwork.monitoring.runlog import read_last_per_step, read_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+FITTED = {
+    "train": "The network was trained on this split: these figures are optimistic.",
+    "val": "This split chose the weights, the systems and the calibration: these figures are optimistic.",
+}
+"""What a result is told to be where its split had a part in making the run."""
 _LONGEST_TABLE = 60
 
 
@@ -70,6 +75,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "evaluation": evaluation,
         "best": next((s for s in (evaluation or {}).get("systems", []) if s["chosen"]), None),
         "alone": pixels_alone(evaluation),
+        "fitted": FITTED.get((evaluation or {}).get("split", ""), "Nothing was fitted on this split."),
         "weights": (model or {}).get("weights_origin"),
         "manifest": manifest,
         "target": target_words(manifest),
@@ -83,10 +89,11 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "masks": pseudo_masks([*mask_folders(folder, config, manifest)]),
         "rejected": rejected(shard_folder),
         "skipped": skipped(folder),
+        "spikes": read_last_per_step(folder / "spikes.jsonl"),
         "checkpoints": checkpoints(folder),
         "folds": sorted(p.name for p in folder.glob("folds/fold-*") if p.is_dir()),
         "fairness": fairness(folder, manifest),
-        "challenge": (evaluation or {}).get("challenge"),
+        "challenge": (evaluation or {}).get("challenge") or read_json(folder / "challenge.json"),
         "config": flattened(config) if config else None,
     }
 
@@ -215,8 +222,8 @@ def training(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "epochs": log[-1].get("epoch"),
         "loss": log[-1].get("loss"),
         "images_per_s": float(np.median(rates)) if rates else None,
-        "skipped": sum(r.get("skipped_samples") or 0 for r in log),
-        "nonfinite": sum(bool(r.get("nonfinite")) for r in log),
+        "skipped": int(sum(r.get("skipped_samples") or 0 for r in log)),
+        "nonfinite": sum(r.get("nonfinite_steps") or 0 for r in log),
     }
 
 

@@ -21,7 +21,7 @@ from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.inference.members import Members
 from roadwork.inference.ood import TrainingDistribution
-from roadwork.inference.parts import PartWriter, Record, merge, open_parts, read_parts
+from roadwork.inference.parts import PartWriter, Record, merge, open_parts, part_paths, read_parts
 from roadwork.inference.transforms import Transform
 from roadwork.monitoring.progress import Progress
 
@@ -189,8 +189,13 @@ def collect(
     folder = Path(config.run.dir) / "predict" / name
     ids = [str(photo) for photo in index.id]
     stamp = fingerprint(members, index, transforms, distribution, config)
-    if engine.is_main and open_parts(folder, stamp):
-        logger.info("%s: part files of an earlier run are kept", name)
+    if engine.is_main:
+        earlier = len(part_paths(folder, name))
+        kept = open_parts(folder, stamp)
+        if earlier and kept:
+            logger.info("%s: part files of an earlier run are kept", name)
+        elif earlier:
+            logger.warning("%s: %d part files discarded: of other weights, shards or options", folder, earlier)
     engine.barrier()
     done = read_parts(folder, name)
     rows = np.array([row for row, photo in enumerate(ids) if photo not in done], dtype=np.int64)

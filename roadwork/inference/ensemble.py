@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from roadwork.evaluation.metrics import (
     Paired,
@@ -20,6 +21,9 @@ from roadwork.evaluation.metrics import (
     prior_weights,
 )
 from roadwork.inference.calibration import Calibration, Fit, fit_calibration, group_cross_fit
+
+Refit = Callable[[np.ndarray], np.ndarray]
+"""Rows (integers) -> log-odds [N] of ALL photos under whatever those rows alone choose."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,21 @@ class HeldOut:
         use = np.arange(len(self.labels)) if rows is None else rows
         return fit_calibration(log_odds[use], self.labels[use], prior=self.prior, source_prior=self.source_prior)
 
-    def cross_fitted(self, log_odds: np.ndarray) -> np.ndarray:
-        """Probability of every photo under a calibration fitted without its group, [N]."""
+    def part(self, rows: np.ndarray) -> HeldOut:
+        """Some of the photos (integer index)."""
+        return replace(self, labels=self.labels[rows], groups=self.groups[rows])
+
+    def cross_fitted(self, log_odds: np.ndarray, refit: Refit | None = None) -> np.ndarray:
+        """Probability of every photo under a calibration fitted without its group, [N].
+
+        `refit`: where something else of the log-odds was chosen on held-out photos; it is then chosen without the
+        group too, and takes the place of `log_odds`.
+        """
 
         def fit(rows: np.ndarray) -> Any:
-            calibration = self.fit(log_odds, rows).calibration
-            return lambda outside: calibration.probability(log_odds[outside])
+            odds = log_odds if refit is None else refit(rows)
+            calibration = self.fit(odds, rows).calibration
+            return lambda outside: calibration.probability(odds[outside])
 
         return group_cross_fit(fit, self.groups)
 
@@ -59,7 +72,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class System:
-    """A way to answer: its held-out scores before and after calibration, and the calibration itself."""
+    """A way to answer: the calibration that is deployed, fitted on all held-out photos, and its held-out scores.
+
+    probability [N]: cross-fitted; decisions and the figures `after` are made on it.
+    """
 
     name: str
     calibration: Calibration
@@ -67,10 +83,13 @@ class System:
     figures: dict[str, Any]
 
 
-def assess(name: str, log_odds: np.ndarray, held_out: HeldOut) -> System:
-    """Fit a system's calibration and score it: before, with the analytic shift alone, and after (cross-fitted)."""
+def assess(name: str, log_odds: np.ndarray, held_out: HeldOut, refit: Refit | None = None) -> System:
+    """Fit a system's calibration and score it: before, with the analytic shift alone, and after (cross-fitted).
+
+    With `refit` all that was chosen on held-out photos, not the calibration alone, is cross-fitted in `after`.
+    """
     fit = held_out.fit(log_odds)
-    after = held_out.cross_fitted(log_odds)
+    after = held_out.cross_fitted(log_odds, refit)
     stages = {
         "before": Calibration().probability(log_odds),
         "analytic": Calibration(1.0, fit.analytic_bias).probability(log_odds),
@@ -134,40 +153,33 @@ def member_weights(log_odds: np.ndarray, held_out: HeldOut) -> np.ndarray:
         return np.full(number, 1.0 / number)
     sign = np.where(labels == 1, 1.0, -1.0)
 
-    def objective(parameters: np.ndarray) -> float:
-        share = softmax(parameters[:number])
-        margin = sign * (np.exp(parameters[number]) * (log_odds @ share) + parameters[number + 1])
-        divergence = np.sum(share * np.log(np.maximum(share * number, 1e-12)))
-        pull = divergence + 0.5 * parameters[number] ** 2 + 0.5 * (parameters[number + 1] / 2) ** 2
-        return float(np.sum(sample * np.logaddexp(0.0, -margin)) + pull)
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        share, slope, bias = softmax(parameters[:number]), np.exp(parameters[number]), parameters[number + 1]
+        voted = log_odds @ share
+        margin = sign * (slope * voted + bias)
+        log_ratio = np.log(np.maximum(share * number, 1e-12))
+        pull = np.sum(share * log_ratio) + 0.5 * parameters[number] ** 2 + 0.5 * (bias / 2) ** 2
+        outer = -sample * sign * expit(-margin)
+        by_share = slope * (log_odds.T @ outer) + log_ratio
+        gradient = [*(share * (by_share - share @ by_share)), slope * (outer @ voted) + parameters[number]]
+        return float(np.sum(sample * np.logaddexp(0.0, -margin)) + pull), np.array([*gradient, outer.sum() + bias / 4])
 
-    found = minimize(objective, np.zeros(number + 2), method="L-BFGS-B", bounds=[(-5, 5)] * (number + 2))
+    bounds = [(-5, 5)] * (number + 2)
+    found = minimize(objective, np.zeros(number + 2), jac=True, method="L-BFGS-B", bounds=bounds)
     return softmax(found.x[:number])
 
 
 def cross_fitted_ensemble(log_odds: np.ndarray, held_out: HeldOut) -> np.ndarray:
     """Weighted ensemble's probability of every photo, weights and calibration fitted without its group, [N]."""
-
-    def fit(rows: np.ndarray) -> Any:
-        part = HeldOut(
-            held_out.labels[rows],
-            held_out.groups[rows],
-            held_out.prior,
-            held_out.source_prior,
-            held_out.resamples,
-            held_out.seed,
-        )
-        share = member_weights(log_odds[rows], part)
-        calibration = part.fit(log_odds[rows] @ share).calibration
-        return lambda outside: calibration.probability(log_odds[outside] @ share)
-
-    return group_cross_fit(fit, held_out.groups)
+    return held_out.cross_fitted(log_odds, lambda rows: log_odds @ member_weights(log_odds[rows], held_out.part(rows)))
 
 
 def choose_weights(log_odds: np.ndarray, held_out: HeldOut) -> tuple[np.ndarray, dict[str, Any]]:
     """Plain or fitted member weights [M]: fitted only where they lower the cross-fitted loss over whole groups."""
     number = log_odds.shape[1]
     plain = np.full(number, 1.0 / number)
+    if number == 1:
+        return plain, {"used": False, "reason": "one member"}
     fitted = member_weights(log_odds, held_out)
     base = held_out.cross_fitted(log_odds @ plain)
     other = cross_fitted_ensemble(log_odds, held_out)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from roadwork.config import Config
+from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.data.record import DAYTIME, SCENE, WEATHER
@@ -26,7 +27,7 @@ from roadwork.evaluation.assess import evaluate as assess
 from roadwork.evaluation.errors import join
 from roadwork.evaluation.events import write_events
 from roadwork.evaluation.figures import evaluation_figures
-from roadwork.evaluation.photos import Photos
+from roadwork.evaluation.photos import stitched
 from roadwork.evaluation.report import read_json, read_probabilities, write_report
 from roadwork.inference.standing import challenge_standing, synthetic_half
 from roadwork.models import RoadworkDetector
@@ -213,8 +214,7 @@ def network_answers(
     with Progress("evaluate", len(index), enabled=console) as progress:
         for batch in loader:
             there = (batch.weight > 0).tolist()
-            rows = batch.sample.tolist()
-            small = [challenge.open_picture(challenge.jpeg(challenge.centre_square(p))) for p in Photos(index, rows)]
+            small = [as_sent(photo) for photo in photos_of(index, batch)]
             batch = batch.to(engine.device)
             outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
             full = network.probabilities(outputs.logits).tolist()
@@ -238,6 +238,20 @@ def network_answers(
         "image_only_224": {name: q for name, _, q, _ in found},
     }
     return systems, {name: seen for name, _, _, seen in found}
+
+
+def photos_of(index: ShardIndex, batch: Batch) -> Iterator[challenge.Picture]:
+    """The photos of a batch on the CPU, stitched from the views that it holds; an unreadable one is black."""
+    for k, row in enumerate(batch.sample.tolist()):
+        if batch.weight[k] > 0:
+            yield stitched(index, row, views=batch.views[k, batch.view_mask[k]].numpy())
+        else:
+            yield np.zeros((challenge.SIZE, challenge.SIZE, 3), dtype=np.uint8)
+
+
+def as_sent(photo: challenge.Picture) -> challenge.Picture:
+    """The photo as an undegraded question of the challenge."""
+    return challenge.open_picture(challenge.jpeg(challenge.centre_square(photo)))
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ SECTION = """
 
 - Network: {name}
 - Calibration for photos without metadata under class prior {prior:g}: temperature {temperature:.4g}, bias {bias:+.4g}
-- MCC on held-out groups, pixels alone, at that prior: {mcc}
+- MCC on held-out groups, pixels alone, all views of each photo, at that prior: {mcc}
+- On one centred 224 px view, as the challenge sends photos: `image_only_224` of `launch/evaluate.py`
 
 The held-out groups also chose between the candidate networks and fitted the calibration (cross-fitted for the figure
 above). Nothing was fitted on the test split.

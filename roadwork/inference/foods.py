@@ -26,6 +26,10 @@ class Selection:
     kept: np.ndarray
     distance: np.ndarray
 
+    def rows(self, keep: np.ndarray) -> Selection:
+        """Some of the photos (bool or integer index)."""
+        return Selection(self.kept[keep], self.distance[keep])
+
 
 def select(
     distances: np.ndarray,

@@ -62,7 +62,11 @@ class ShrunkGaussian:
 
     @classmethod
     def fit(cls, features: np.ndarray, percentile: float = 95.0) -> ShrunkGaussian:
-        """features [N,D], N >= 2. The threshold is a percentile of the distances of the same N rows."""
+        """features [N,D], N >= 2. The threshold is a percentile of the distances of the same N rows.
+
+        Unlike that of `Neighbours`, it is not left-one-out: every row helped to fit the Gaussian, so that new photos lie
+        farther than it says. For N near D it is too tight and the filter drops more than 5 % of photos like these.
+        """
         rows = np.asarray(features, np.float64)
         if len(rows) < 2:
             raise ValueError(f"a Gaussian needs at least 2 training features, got {len(rows)}")
@@ -97,6 +101,11 @@ def ledoit_wolf(centred: np.ndarray) -> tuple[np.ndarray, float]:
     return shrunk, shrinkage
 
 
+def distance_names(depths: int) -> list[str]:
+    """Names of the columns of `TrainingDistribution.distances`, from the lowest depth to the highest."""
+    return [*(f"knn_depth_{depth}" for depth in range(1, depths + 1)), "mahalanobis"]
+
+
 @dataclass(frozen=True)
 class TrainingDistribution:
     """Both detectors, fitted on the same training features at three depths (low, mid, high)."""
@@ -115,6 +124,11 @@ class TrainingDistribution:
             # Rounded: another number of processes may change the last bits of a feature.
             digest.update(np.round(_relative(one.features.mean(axis=0), one.threshold), 3).tobytes())
         return cls(neighbours, ShrunkGaussian.fit(depths[-1]), len(depths[0]), digest.hexdigest())
+
+    def thresholds(self) -> dict[str, float]:
+        """The distances that count as 1, by name (see `distance_names`)."""
+        values = [*(model.threshold for model in self.neighbours), self.gaussian.threshold]
+        return dict(zip(distance_names(len(self.neighbours)), values, strict=True))
 
     def distances(self, depths: tuple[np.ndarray, ...]) -> np.ndarray:
         """Distances over their thresholds, float64 [M, depths + 1]: neighbours per depth, then Mahalanobis.

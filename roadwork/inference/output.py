@@ -1,4 +1,4 @@
-"""The files of a prediction: predictions.csv, predictions_tta.csv, predict_details.json."""
+"""The files of a prediction: predictions.csv, predictions_tta.csv, predictions_distances.csv, predict_details.json."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ import numpy as np
 from roadwork.config import Config
 from roadwork.inference import foods
 from roadwork.inference.collect import Answers
+from roadwork.inference.ood import distance_names
 from roadwork.inference.parts import write_atomic
 from roadwork.inference.plan import Plan, select, system_log_odds
 
+DISTANCES = "predictions_distances.csv"
+
 
 def write_predictions(run: Path, answers: Answers, plan: Plan, config: Config) -> None:
-    """predictions.csv (the chosen system), predictions_tta.csv (every system, what FOODS kept), and every decision."""
+    """predictions.csv (the chosen system), predictions_tta.csv (every system, what FOODS kept),
+    predictions_distances.csv (why it was kept; absent with one augmentation), and every decision.
+    """
     selection = select(answers, config)
     odds = system_log_odds(answers.log_odds, selection, plan.member_weights, plan.temperature)
     probability = {name: plan.systems[name].calibration.probability(value) for name, value in odds.items()}
@@ -34,6 +39,10 @@ def write_predictions(run: Path, answers: Answers, plan: Plan, config: Config) -
     ]
     write_atomic(run / "predictions.csv", _csv(head, rows))
     write_atomic(run / "predictions_tta.csv", _tta_csv(answers, selection, probability, labelled))
+    if selection is None:
+        (run / DISTANCES).unlink(missing_ok=True)  # of an earlier prediction
+    else:
+        write_atomic(run / DISTANCES, _distances_csv(answers, selection))
     plan.details |= {
         "split": config.predict.split,
         "photos": len(answers.ids),
@@ -58,6 +67,20 @@ def _tta_csv(
         values = [repr(float(probability[name][row])) for name in names]
         rows.append([photo, kept, distance, *values, *([_label(answers.labels[row])] if labelled else [])])
     return _csv(head, rows)
+
+
+def _distances_csv(answers: Answers, selection: foods.Selection) -> str:
+    """One line per photo and augmentation: its distances in units of the training photos' own thresholds, of which 1 is
+    the most that predict.keep threshold allows; predict_details.json holds the thresholds.
+    """
+    assert answers.distances is not None
+    names = distance_names(answers.distances.shape[-1] - 1)
+    rows = [
+        [photo, augmentation, int(selection.kept[row, augmentation]), *(repr(float(value)) for value in values)]
+        for row, photo in enumerate(answers.ids)
+        for augmentation, values in enumerate(answers.distances[row])
+    ]
+    return _csv(["id", "augmentation", "kept", *names], rows)
 
 
 def _label(label: Any) -> str:

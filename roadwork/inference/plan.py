@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,33 +56,63 @@ def prior_of_draws(train: ShardIndex, config: Config) -> float:
 
 def make_plan(members: Members, val: Answers | None, truth: HeldOut, config: Config) -> Plan:
     """Fit and choose everything on held-out groups; without any, defaults that are stated as such."""
-    number = len(members.names)
     if val is None:
+        number = len(members.names)
         log_odds, image_only = np.zeros((0, 1, number)), np.zeros((0, number))
         selection = None
     else:
         kept = val.rows(usable(val))
         log_odds, image_only = kept.log_odds, kept.image_only
         selection = select(kept, config)
-    share, weighting = choose_weights(log_odds[:, 0, members.folds], truth)
-    member_weights = np.zeros(number)
-    member_weights[members.folds] = share
-    details: dict[str, Any] = {"held_out": describe_held_out(truth), "members": members.names, "weighting": weighting}
-    temperature = float("inf")
-    table: list[tuple[float, float]] = []
-    if selection is not None and len(truth.labels):
-        temperature, table = foods.fit_temperature(selection, log_odds[:, :, 0], truth.loss)
-    details["tta_temperature"] = {
-        "used": finite_or_none(temperature),
-        "log_loss": [[finite_or_none(t), finite_or_none(loss)] for t, loss in table],
-    }
-    odds = system_log_odds(log_odds, selection, member_weights, temperature)
-    systems = {name: assess(name, value, truth) for name, value in odds.items()}
+    details: dict[str, Any] = {"held_out": describe_held_out(truth), "members": members.names}
+    member_weights, temperature, choices = fit_mixture(log_odds, selection, members.folds, truth)
+    details |= choices
+    systems = assess_systems(log_odds, selection, members.folds, truth, member_weights, temperature)
     chosen = decide(systems, truth, config, details)
     network, network_system = choose_network(members, image_only, truth, chosen, details)
     details["systems"] = {name: system.figures for name, system in systems.items()}
     details["chosen"] = chosen
     return Plan(member_weights, temperature, systems, chosen, network, network_system, details)
+
+
+def fit_mixture(
+    log_odds: np.ndarray, selection: foods.Selection | None, folds: list[int], truth: HeldOut
+) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Weights [M] of all members (0 but for `folds`) and the votes' temperature, chosen on all of `truth`'s photos."""
+    share, weighting = choose_weights(log_odds[:, 0, folds], truth)
+    member_weights = np.zeros(log_odds.shape[-1])
+    member_weights[folds] = share
+    temperature = float("inf")
+    table: list[tuple[float, float]] = []
+    if selection is not None and len(truth.labels):
+        temperature, table = foods.fit_temperature(selection, log_odds[:, :, 0], truth.loss)
+    losses = [[finite_or_none(t), finite_or_none(loss)] for t, loss in table]
+    choices = {"weighting": weighting, "tta_temperature": {"used": finite_or_none(temperature), "log_loss": losses}}
+    return member_weights, temperature, choices
+
+
+def assess_systems(
+    log_odds: np.ndarray, selection: foods.Selection | None, folds: list[int], truth: HeldOut,
+    member_weights: np.ndarray, temperature: float,
+) -> dict[str, System]:  # fmt: skip
+    """Every system as it is deployed (weights and temperature from all photos), judged by what is fitted without the
+    photo's group: weights, temperature and calibration alike. Otherwise a mixture that fits noise would seem to help.
+    """
+    refitted: dict[bytes, dict[str, np.ndarray]] = {}  # once per part of the groups, for all systems
+
+    def refit(name: str, rows: np.ndarray) -> np.ndarray:
+        key = rows.tobytes()
+        if key not in refitted:
+            some = None if selection is None else selection.rows(rows)
+            weights, votes, _ = fit_mixture(log_odds[rows], some, folds, truth.part(rows))
+            refitted[key] = system_log_odds(log_odds, selection, weights, votes)
+        return refitted[key][name]
+
+    odds = system_log_odds(log_odds, selection, member_weights, temperature)
+    return {
+        name: assess(name, value, truth, None if name == PRETRAINED else partial(refit, name))
+        for name, value in odds.items()
+    }
 
 
 def select(answers: Answers, config: Config) -> foods.Selection | None:

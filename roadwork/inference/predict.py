@@ -64,7 +64,9 @@ def run_predict(config: Config) -> Path:
             after = system.figures["after"]
             mcc, ece = (f"{v:.3f}" if (v := after[key]) is not None else "unknown" for key in ("mcc", "ece"))
             sys.stdout.write(f"{name}: held-out MCC {mcc}, ECE {ece}\n")
+        alone = plan.network_system.figures["after"]["mcc"]
         sys.stdout.write(
+            f"model/ ({plan.network}), pixels alone, all views: held-out MCC {'unknown' if alone is None else f'{alone:.3f}'}\n"
             f"answers by {plan.chosen}; model/ is {plan.network}; {len(answers.ids)} predictions: {path}\n"
         )
         if standing is not None:
@@ -99,8 +101,8 @@ def describe(config: Config) -> None:
 def predict(config: Config, engine: Engine, prepared: Prepared) -> tuple[Plan, Answers]:
     """Predict config.predict.split.
 
-    Writes predictions.csv, predictions_tta.csv, predict_details.json and model/ in the run folder (rank 0), and
-    restartable part files in predict/. The result does not depend on the number of processes.
+    Writes the files of `write_predictions` and model/ in the run folder (rank 0), and restartable part files in
+    predict/. The result does not depend on the number of processes.
     """
     members = load_members(config, prepared.folds, engine.device)
     check_view_size(config, members, prepared.target)
@@ -115,6 +117,7 @@ def predict(config: Config, engine: Engine, prepared: Prepared) -> tuple[Plan, A
     answers = collect(members, target, target_list, distribution if wanted else None, config, engine)
     if engine.is_main:
         plan.details["augmentations"] = [asdict(transform) for transform in target_list]
+        plan.details["distance_thresholds"] = distribution.thresholds() if distribution is not None else None
         write_predictions(Path(config.run.dir), answers, plan, config)
         export(config, members, plan)
     engine.barrier()
@@ -122,9 +125,11 @@ def predict(config: Config, engine: Engine, prepared: Prepared) -> tuple[Plan, A
 
 
 def export(config: Config, members: Members, plan: Plan) -> None:
-    """Write model/: the chosen network with its own calibration."""
+    """Write model/: the chosen network with its own calibration. A standing of the network before it goes."""
+    run = Path(config.run.dir)
+    (run / "challenge.json").unlink(missing_ok=True)
     write_model(
-        Path(config.run.dir) / "model",
+        run / "model",
         members.model,
         plan.network,
         members.overrides[members.names.index(plan.network)],

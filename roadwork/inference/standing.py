@@ -36,22 +36,30 @@ def challenge_standing(
     rows = np.flatnonzero(np.asarray(index.label) >= 0)
     if not len(rows):
         return None
-    sources: list[Any] = [Photos(index, rows)]
-    labels: list[Any] = [np.asarray(index.label)[rows]]
+    sources, labels = halves(config, index, rows)
+    questions, answers = asked(network, engine, sources, labels, rounds, config.seed)
+    groups, bootstrap = np.asarray(index.group)[rows], config.predict.bootstrap
+    return challenge.standing(answers, questions, groups, len(rows), len(sources) > 1, bootstrap, config.seed)
+
+
+def halves(
+    config: Config, index: ShardIndex, rows: npt.NDArray[np.int64]
+) -> tuple[list[Sequence[Any]], list[npt.NDArray[Any]]]:
+    """Pictures and labels of the real half (labelled rows of the index) and, where there is one, the generated half."""
     generated = synthetic_half(config)
+    sources: list[Sequence[Any]] = [Photos(index, rows)]
+    labels: list[npt.NDArray[Any]] = [np.asarray(index.label)[rows]]
     if generated is not None:
         sources.append(generated[0])
         labels.append(generated[1])
-    questions, answers = asked(network, engine, sources, labels, rounds, config.seed)
-    groups, bootstrap = np.asarray(index.group)[rows], config.predict.bootstrap
-    return challenge.standing(answers, questions, groups, len(rows), generated is not None, bootstrap, config.seed)
+    return sources, labels
 
 
 def asked(
     network: RoadworkDetector, engine: Engine, sources: Sequence[Any], labels: Sequence[Any], rounds: int, seed: int
 ) -> tuple[list[challenge.Challenge], npt.NDArray[np.float64]]:
-    """Questions drawn from the real and, where there is one, the generated half, and the network's answers [rounds].
-    Collective: the questions are shared out.
+    """Questions drawn from the `halves`, and the network's answers [rounds]. Collective: the questions are shared
+    out.
     """
     questions = challenge.draw_challenges(labels, rounds, seed)
     mine = list(enumerate(questions))[engine.rank :: engine.world_size]

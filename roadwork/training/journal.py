@@ -59,8 +59,10 @@ class Journal:
 
         low, high = scores.interval
         figures = {"val/mcc": scores.mcc, "val/loss": scores.loss, "val/mcc_low": low, "val/mcc_high": high}
-        challenge = {} if scores.challenge is None else {"challenge_mcc": scores.challenge}
-        figures |= {f"val/{name}": value for name, value in challenge.items()}
+        challenge: dict[str, Any] = {}
+        if scores.challenge is not None:
+            challenge = {"challenge_mcc": scores.challenge[0], "challenge": scores.challenge[1]}
+            figures["val/challenge_mcc"] = scores.challenge[0]
         with self.board() as board:
             board.scalars(step, figures | ({} if distance is None else {"train/ema_distance": distance}))
             board.pr_curve("val/precision_recall", step, scores.label, scores.probability)
@@ -74,6 +76,8 @@ class Journal:
         line = {"step": step, "mcc": scores.mcc, "low": low, "high": high, "loss": scores.loss}
         self._append("validation", line | challenge)
         log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, low, high)
+        if scores.challenge is not None:
+            log.info("step %d: challenge (%s): MCC %.3f", step, scores.challenge[1], scores.challenge[0])
 
     def spike(self, record: dict[str, Any]) -> None:
         """One loss that stands out, with the photos of its step."""

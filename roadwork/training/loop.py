@@ -419,7 +419,7 @@ class Trainer:
                 image_only=self.config.predict.image_only,
             )
             if scores is not None and self.config.training.select_on == "challenge":
-                scores.challenge = challenge_mcc(self.engine, self.model, self.data.val, self.config.seed)
+                scores.challenge = challenge_mcc(self.engine, self.model, self.data.val, self.config)
         if scores is None:
             return False
         counters.validated_step = step

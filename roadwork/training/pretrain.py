@@ -11,6 +11,7 @@ from pathlib import Path
 from roadwork.config import Config, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.errors import UserError
+from roadwork.inference.standing import synthetic_half
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.training.counters import Counters
 from roadwork.training.loop import Trainer
@@ -27,6 +28,8 @@ def pretrain(config: Config) -> Counters:
     """
     accumulation(config, launched_world_size())
     data = build_data(config)
+    if config.training.select_on == "challenge":
+        synthetic_half(config)  # refused now, not at the first validation
     made = build_model(config, data.view_size)
     folder = prepare_folder(config)
     quiet_libraries(folder / "logs" / f"pretrain-rank-{launched_rank():04d}.log")

@@ -11,13 +11,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from roadwork.config import Config
 from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
+from roadwork.evaluation.challenge import HALVES
 from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
-from roadwork.evaluation.photos import Photos
-from roadwork.inference.standing import asked
+from roadwork.inference.standing import asked, halves
 from roadwork.models.detector import RoadworkDetector
 from roadwork.training.unreadable import stop_on_faults
 
@@ -37,7 +38,7 @@ class Scores:
         mcc: of `probability` at threshold 0.5 (see `prevalence_threshold`).
         interval: 95 % by bootstrap over groups.
         skipped: unreadable photos.
-        challenge: MCC of the photos as the challenge sends them; None: not asked for.
+        challenge: MCC of the photos as the challenge sends them, and the halves that were asked; None: not asked for.
     """
 
     sample: NDArray[np.int64]
@@ -47,12 +48,12 @@ class Scores:
     mcc: float
     interval: tuple[float, float]
     skipped: list[tuple[str, str]]
-    challenge: float | None = None
+    challenge: tuple[float, str] | None = None
 
     @property
     def selects(self) -> float:
         """What `best/` and early stopping go by."""
-        return self.mcc if self.challenge is None else self.challenge
+        return self.mcc if self.challenge is None else self.challenge[0]
 
 
 @torch.no_grad()
@@ -143,14 +144,18 @@ def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[
     return Scores(sample, probability, label, loss, float(mcc(confusion(label, probability))), (low, high), skipped)
 
 
-def challenge_mcc(engine: Engine, model: RoadworkDetector, index: ShardIndex, seed: int) -> float:
-    """MCC of a split's labelled photos as the challenge sends them: degraded, 224 px, pixels alone. Collective.
+def challenge_mcc(
+    engine: Engine, model: RoadworkDetector, index: ShardIndex, config: Config, rounds: int = CHALLENGE_ROUNDS
+) -> tuple[float, str]:
+    """MCC of a split's labelled photos, and of predict.challenge_synthetic where it is given, as the challenge sends
+    them: degraded, 224 px, pixels alone; and the halves that were asked ('real half only'). Collective.
 
     At the threshold that gives the questions' own share of positives, as `Scores.mcc`; the same questions each time.
     """
-    rows = np.flatnonzero(np.asarray(index.label) >= 0)
-    questions, answers = asked(model, engine, [Photos(index, rows)], [index.label[rows]], CHALLENGE_ROUNDS, seed)
+    sources, labels = halves(config, index, np.flatnonzero(np.asarray(index.label) >= 0))
+    questions, answers = asked(model, engine, sources, labels, rounds, config.seed)
     label = np.array([question.label for question in questions], dtype=np.int64)
     odds = np.clip(answers, 1e-9, 1 - 1e-9)
     margin = np.log(odds) - np.log1p(-odds)
-    return float(mcc(confusion(label, 1 / (1 + np.exp(prevalence_threshold(margin, label) - margin)))))
+    found = float(mcc(confusion(label, 1 / (1 + np.exp(prevalence_threshold(margin, label) - margin)))))
+    return found, HALVES[len(sources) > 1]

@@ -62,6 +62,13 @@ def write_predictions(path: Path, values: dict[str, float]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def _calibrated(mcc: float, temperature: float) -> dict[str, Any]:
+    """What prediction says of one system: before and after its calibration."""
+    scores = {"mcc": mcc, "mcc_interval": [mcc - 0.1, mcc + 0.1], "ece": 0.05, "log_loss": 0.4}
+    before = scores | {"mcc": mcc - 0.25, "ece": 0.33, "log_loss": 0.9}
+    return {"temperature": temperature, "bias": -0.3, "before": before, "after": scores}
+
+
 def build_run(folder: Path, shards: Path) -> Path:
     """A run folder as pre-training, folds and prediction leave it (without evaluation.json)."""
     folder.mkdir(parents=True)
@@ -72,7 +79,11 @@ def build_run(folder: Path, shards: Path) -> Path:
         for step in range(1, 31):
             loss = 1 / step
             log.append({"step": step, "loss": loss, "focal": loss / 2, "lr": 1e-3, "images_per_s": 9.0, "epoch": 0.1,
-                        "samples_seen": 8 * step, "grad_norm": 1.0, "data_wait_s": 0.0, "nonfinite": 0})  # fmt: skip
+                        "samples_seen": 8 * step, "grad_norm": 1.0, "data_wait_s": 0.0,
+                        "skipped_samples": 2.0 * (step == 7), "nonfinite_steps": int(step in (8, 9))})  # fmt: skip
+    with RunLog(folder / "spikes.jsonl") as log:
+        for step in range(20, 27):
+            log.append({"step": step, "loss": 9.5, "usual": 0.25, "photos": [f"spiky-{step}-{k}" for k in range(10)]})
     with RunLog(folder / "validation.jsonl") as log:
         log.append({"step": 15, "mcc": 0.4, "low": 0.2, "high": 0.6})
         log.append({"step": 30, "mcc": 0.5, "low": 0.3, "high": 0.7})
@@ -85,6 +96,8 @@ def build_run(folder: Path, shards: Path) -> Path:
     (folder / "skipped.jsonl").write_text('{"id": "<b>broken</b>", "reason": "truncated"}\n')
     details = {
         "chosen": "ensemble",
+        "held_out": {"split": "val", "photos": 48, "groups": 12, "prior_of_use": 0.5},
+        "systems": {"ensemble": _calibrated(0.61, 1.5), "pretrained": _calibrated(0.52, 0.9)},
         "calibration": {"temperature": 1.5, "bias": -0.3},
         "tta": {"used": False, "mode": "auto", "difference": 0.001, "low": -0.02, "high": 0.03},
         "ensemble": {"used": True, "mode": "auto", "difference": 0.05, "low": 0.01, "high": 0.09},

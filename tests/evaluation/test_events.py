@@ -9,7 +9,7 @@ from roadwork.config import Config
 from roadwork.data.index import ShardIndex
 from roadwork.evaluation.assess import evaluate
 from roadwork.evaluation.errors import join
-from roadwork.evaluation.events import breakdown_table, write_events
+from roadwork.evaluation.events import breakdown_table, caption, write_events
 from roadwork.evaluation.figures import evaluation_figures
 from roadwork.monitoring.board import FINAL, Board
 from tests.evaluation.fake_run import build_shards, probabilities
@@ -42,6 +42,15 @@ def test_breakdowns_worst_errors_map_and_systems_are_there(scored, tmp_path):
         assert f"test_by/{field}/text_summary" in events.Tags()["tensors"]
     assert events.Scalars("final/mcc_image_only_224")[0].value == pytest.approx(found["systems"][-1]["mcc"])
     assert {"test/mcc_pretrained", "test/ece_image_only_224"} <= set(events.Tags()["scalars"])
+
+
+def test_a_worst_error_says_whose_attention_it_shows(scored):
+    error = scored[2]["errors"]["worst"]["false_positives"][0]
+    assert caption(error).startswith(f"{error['probability']:.3f}  {error['id']}\n") and "attention" not in caption(
+        error
+    )
+    told = caption(error | {"attention": [0.25, 0.75]}).splitlines()[-1]
+    assert told == "the saved network's attention, pixels alone: view 1 (75%), the whole photo (25%) of 2 views"
 
 
 def test_a_breakdown_s_table_says_all_that_the_report_says(scored):

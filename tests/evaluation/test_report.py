@@ -11,11 +11,18 @@ import pytest
 from roadwork.data.index import ShardIndex
 from roadwork.evaluation import plots
 from roadwork.evaluation.assess import evaluate
+from roadwork.evaluation.challenge import draw_challenges, standing
 from roadwork.evaluation.figures import uncalibrated
-from roadwork.evaluation.report import read_probabilities, write_report
+from roadwork.evaluation.report import number, read_probabilities, write_report
 from tests.evaluation.fake_run import build_run, build_shards, probabilities
 from tests.launching import require
 
+FIGURES = (
+    "MCC and interval of each system", "Loss and its terms", "Validation MCC with its interval", "Learning rate",
+    "Gradient norm", "Images per second", "Waiting for data", "Map of draws and target region", "Confusion table",
+    "Reliability diagram", "Precision against recall",
+)  # fmt: skip
+"""In the order of the page; photos of the worst errors follow."""
 PARTS = ("systems", "training", "answers", "where", "worst", "masks", "challenge", "data", "run")
 
 
@@ -47,30 +54,51 @@ def test_the_result_and_its_interval_come_first(made):
         f"MCC {result['mcc']:.3f} 95 % interval {result['mcc_interval'][0]:.3f} to {result['mcc_interval'][1]:.3f}"
     )
     assert text.index(expected) < 120
-    beside = {row["name"]: row for row in json.loads((run / "evaluation.json").read_text())["systems"]}[
-        "image_only_224"
-    ]
-    assert f"one centred 224 px view, as the challenge sends it: MCC {beside['mcc']:.3f} (" in text
+    rows = {row["name"]: row for row in json.loads((run / "evaluation.json").read_text())["systems"]}
+    for name, words in (("image_only", "as the service runs it"), ("image_only_224", "as the challenge sends it")):
+        mcc, (low, high) = rows[name]["mcc"], rows[name]["mcc_interval"]
+        assert f"{words}: MCC {mcc:.3f} ({low:.3f} to {high:.3f})" in text
     assert "10 held-out groups" in text and "Backbone weights: random" in text
+    assert "Nothing was fitted on this split." in text
+    assert re.findall(r'<h2 id="(\w+)">', page) == list(PARTS) and page.index("<h1>Result</h1>") < page.index("<h2 ")
+
+
+@pytest.mark.parametrize(("split", "told"), [("val", "This split chose the weights"), ("train", "was trained on this")])
+def test_a_split_that_had_a_part_in_the_run_is_told(made, tmp_path, split, told):
+    evaluation = json.loads((made[0] / "evaluation.json").read_text()) | {"split": split}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    text = text_of(write_report(tmp_path).read_text())
+    assert told in text and "are optimistic" in text and "Nothing was fitted" not in text
 
 
 def test_every_part_is_there_with_its_figures(made):
     run, scored, train = made
     page = write_report(run, scored=scored, train=train).read_text()
     text = text_of(page)
-    assert [part for part in PARTS if f'id="{part}"' not in page] == []
+    pictures = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', page)
+    assert pictures == list(FIGURES)
     for wanted in (
         "no pixels: GPS", "Ensemble of folds is on", "FOODS test-time augmentation is off", "0.050 (0.010 to 0.090)",
         "These give the label away: description (missing)", "1 records were rejected", "truncated_image 1",
         "1 samples could not be read", "training.learning_rate", "checkpoints/step-00000030", "Not simulated",
         "within 50 km 0.720 0.300 0.700", "Validation MCC with its interval",
-        "are optimistic: the network below",
+        "are optimistic: the network below", "48 photos of 12 groups of split val", "a share of roadwork of 50.0 %",
+        "ensemble 0.360 0.610 0.510 to 0.710 0.330 0.050 0.900 0.400 1.500 -0.300",
+        "pretrained 0.270 0.520 0.420 to 0.620 0.330 0.050 0.900 0.400 0.900 -0.300",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert "<b>broken</b>" not in page and "&lt;b&gt;broken&lt;/b&gt;" in page
     errors = json.loads((run / "evaluation.json").read_text())["errors"]["worst"]
     assert page.count("data:image/jpeg") == sum(len(kind) for kind in errors.values()) > 0
     assert "nan" not in text.lower().split()
+
+
+def test_what_went_wrong_in_training_is_counted_and_the_newest_spikes_are_named(made):
+    text = text_of(write_report(made[0]).read_text())
+    assert "Samples skipped: 2. Steps skipped for a gradient that was not finite: 2. Losses that stood out: 7." in text
+    named = re.findall(r"step (\d+): 9\.500, usual 0\.250; photos ([^ ]+), ", text)
+    assert named == [(str(step), f"spiky-{step}-0") for step in (26, 25, 24, 23, 22)]
+    assert "spiky-26-7 and 2 more" in text and "spiky-26-8" not in text
 
 
 def test_the_page_needs_nothing_from_outside(made):
@@ -149,6 +177,22 @@ def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, wid
     assert state["images"] == page.count("<img ") > 10 and state["bad"] == []
     assert state["overflow"] <= 0, "the page is wider than the screen"
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+
+
+@pytest.mark.parametrize("place", ["challenge.json", "evaluation.json"])
+def test_a_standing_is_shown_whichever_stage_simulated_it(made, tmp_path, place):
+    rng = np.random.default_rng(0)
+    questions = draw_challenges([np.array([0, 1] * 8)], 120, seed=0)
+    asked = standing(rng.random(120), questions, None, 16, synthetic=False, bootstrap=20, seed=0)
+    evaluation = json.loads((made[0] / "evaluation.json").read_text())
+    (tmp_path / place).write_text(json.dumps(asked if place == "challenge.json" else evaluation | {"challenge": asked}))
+    page = write_report(tmp_path).read_text()
+    text = text_of(page[page.index('<h2 id="challenge">') : page.index('<h2 id="data">')])
+    low, high = asked["mcc_interval"]
+    assert f"MCC {asked['mcc']:.3f} ({low:.3f} to {high:.3f}), accuracy {asked['accuracy']:.3f}, reward" in text
+    assert "over 120 simulated rounds: real half only." in text and "Not simulated" not in text
+    for level in asked["levels"]:
+        assert f"{level['level']} {level['n']} {number(level['mcc'])} {number(level['accuracy'])}" in text
 
 
 FAIRNESS = {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from roadwork.config import Config
@@ -31,6 +34,20 @@ def make(folder: Path, scale: float = 30.0) -> Config:
     config.folds.num_folds, config.folds.epochs, config.folds.r, config.folds.batch = 3, 2, 4, 8
     config.predict.num_augmentations, config.predict.bootstrap, config.predict.batch = 3, 50, 4
     return config
+
+
+def empty_split(shards: Path, split: str) -> None:
+    """Leave a split of some shards in the manifest, without a photo in it."""
+    manifest = json.loads((shards / "manifest.json").read_text())
+    line = manifest["indexes"][split]
+    with np.load(shards / line["file"]) as stored:
+        table = {name: values[:0] if len(values) == line["count"] else values for name, values in stored.items()}
+    np.savez(shards / f"{split}.index-none.npz", **table)
+    data = (shards / f"{split}.index-none.npz").read_bytes()
+    known = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["indexes"][split] = {"file": f"{split}.index-none.npz", "count": 0, **known}
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != split]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
 
 
 def alone() -> Engine:

@@ -12,7 +12,7 @@ import torch
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
-from roadwork.inference import predict
+from roadwork.inference import evaluate, predict
 from roadwork.inference.collect import answer_batch, collect, feature_rows, training_distribution
 from roadwork.inference.members import find_members, load_members
 from roadwork.inference.plan import prior_of_draws
@@ -20,7 +20,7 @@ from roadwork.inference.transforms import Transform, transforms
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import replaced, state_digest
 from roadwork.training import folds
-from tests.inference.small_run import COUNTS, alone, make
+from tests.inference.small_run import COUNTS, alone, empty_split, make
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_each_member_is_the_network_with_its_fold_merged(config, members):
     assert state_digest(members.model) == before
 
 
-def test_collecting_continues_where_a_killed_run_stopped(config, members, distribution):
+def test_collecting_continues_where_a_killed_run_stopped(config, members, distribution, caplog):
     index, listed = ShardIndex.open(config.data.shards, "test"), transforms(3, 0)
     whole = collect(members, index, listed, distribution, config, alone())
     folder = Path(config.run.dir) / "predict" / "test-3"
@@ -93,6 +93,9 @@ def test_collecting_continues_where_a_killed_run_stopped(config, members, distri
     assert len(part.read_bytes().splitlines()) == COUNTS["test"]
     assert again.ids == whole.ids == index.id.tolist()
     assert np.allclose(again.log_odds, whole.log_odds, atol=1e-5)
+    assert "discarded" not in caplog.text
+    collect(members, index, listed, distribution, options(config, image_only=True), alone())
+    assert "test-3: 1 part files discarded: of other weights, shards or options" in caplog.text
     fewer = collect(members, index, transforms(2, 0), distribution, config, alone())
     assert fewer.log_odds.shape == (COUNTS["test"], 2, 5)
 
@@ -114,11 +117,15 @@ def test_the_prior_is_that_of_the_draws(config):
     assert prior_of_draws(index, even) != prior_of_draws(index, config)
 
 
+def options(config, **predict_options):
+    return dataclasses.replace(config, predict=dataclasses.replace(config.predict, **predict_options))
+
+
 def changed(config, tmp_path, **predict_options):
     """A copy of the run that a test may damage."""
     shutil.copytree(config.run.dir, tmp_path / "run")
     run = dataclasses.replace(config.run, dir=str(tmp_path / "run"))
-    return dataclasses.replace(config, run=run, predict=dataclasses.replace(config.predict, **predict_options))
+    return dataclasses.replace(options(config, **predict_options), run=run)
 
 
 def test_bad_run_folders_are_one_clear_line(config, tmp_path):
@@ -139,6 +146,15 @@ def test_bad_run_folders_are_one_clear_line(config, tmp_path):
     shutil.rmtree(run / "best")
     with pytest.raises(UserError, match="run launch/pretrain.py"):
         predict.prepare(broken)
+
+
+@pytest.mark.parametrize("stage", [predict, evaluate])
+def test_an_empty_split_is_one_clear_line(config, tmp_path, stage):
+    shutil.copytree(config.data.shards, tmp_path / "shards")
+    empty_split(tmp_path / "shards", "test")
+    data = dataclasses.replace(config.data, shards=str(tmp_path / "shards"))
+    with pytest.raises(UserError, match="split test of .*shards is empty; give another --predict.split"):
+        stage.prepare(dataclasses.replace(config, data=data))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from roadwork.config import Config, ModelConfig, validate
 from roadwork.data.index import ShardIndex
+from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
+from roadwork.evaluation.photos import stitched
 from roadwork.evaluation.report import read_probabilities
-from roadwork.inference.evaluate import prepare
+from roadwork.inference.evaluate import photos_of, prepare
 from roadwork.inference.standing import challenge_standing
 from roadwork.models import RoadworkDetector
 from tests.evaluation.fake_run import write_predictions
@@ -73,6 +75,16 @@ def test_a_saved_model_is_scored_the_same_on_one_and_two_processes(launch, run, 
     assert "test/mcc_image_only" in events.Tags()["scalars"]
 
 
+def test_photos_are_put_together_from_what_the_loader_read(shards):
+    index = ShardIndex.open(shards, "test")
+    (batch,) = EvalLoader(index, batch=len(index), workers=0)
+    batch.weight[-1] = 0.0  # as where it cannot be read
+    *photos, unreadable = photos_of(index, batch)
+    for photo, row in zip(photos, batch.sample.tolist()[:-1], strict=True):
+        assert np.array_equal(photo, stitched(index, row))
+    assert not unreadable.any()
+
+
 class Rank:
     """One of several processes that take turns: every rank but the last leaves its answers in `box`."""
 
@@ -116,7 +128,7 @@ def test_a_generated_half_is_asked_where_one_is_given(model, shards, tmp_path):
     with pytest.raises(UserError, match="no synthetic pictures in .*nowhere"):
         prepare(config)
     config.predict.challenge = False
-    with pytest.raises(UserError, match="predict.challenge is off"):
+    with pytest.raises(UserError, match="add --predict.challenge true"):
         validate(config)
 
 

@@ -1,10 +1,13 @@
 """Choices on held-out groups: what helps is used, what does not is not, and forcing is obeyed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import logit
 
 from roadwork.config import Config
+from roadwork.inference.calibration import group_cross_fit
 from roadwork.inference.collect import Answers
 from roadwork.inference.ensemble import HeldOut, assess, choose_weights, member_weights
 from roadwork.inference.members import Members
@@ -109,6 +112,43 @@ def test_member_weights_prefer_the_better_member_and_stay_plain_without_evidence
     equal, details = choose_weights(np.repeat(two[:, :1], 3, axis=1), held_out)
     assert not details["used"]
     assert equal == pytest.approx([1 / 3] * 3)
+
+
+FOLDS = ("pretrained", "fold-0", "fold-1", "fold-2")
+
+
+def test_a_photo_is_judged_by_nothing_that_its_own_group_chose():
+    """Weights, temperature and calibration are fitted without it: turning its group's labels round changes nothing."""
+    held_out = truth(120, 0.5)
+    rng = np.random.default_rng(3)
+    log_odds = np.stack([noisy(held_out, spread, i) for i, spread in enumerate((3.0, 0.5, 6.0, 6.0))], axis=1)[:, None]
+    log_odds = log_odds + rng.normal(0, 4, (120, 5, 4)) * (np.arange(5) > 0)[None, :, None]
+    val = answers(held_out, log_odds, rng.uniform(0, 0.9, (120, 5, 4)))
+    judged: list[np.ndarray] = []
+    group_cross_fit(lambda inside: lambda outside: judged.append(outside) or outside, held_out.groups)
+    before = make_plan(members(*FOLDS), val, held_out, config())
+    assert before.details["weighting"]["used"] and len(before.systems) == 4
+    turned = held_out.labels.copy()
+    turned[judged[0]] = 1 - turned[judged[0]]
+    after = make_plan(members(*FOLDS), val, replace(held_out, labels=turned), config())
+    assert not np.allclose(after.member_weights, before.member_weights), "what is deployed is fitted on all photos"
+    for name, system in before.systems.items():
+        assert np.array_equal(after.systems[name].probability[judged[0]], system.probability[judged[0]]), name
+
+
+def test_members_and_augmentations_that_only_add_noise_are_hardly_ever_used():
+    used = {"tta": 0, "ensemble": 0}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat(rng.permutation(24) % 2, 2)
+        held_out = HeldOut(labels, (np.arange(48) // 2).astype(str), 0.5, 0.5, 100, seed)
+        base = (2 * labels - 1) * 0.7 + rng.normal(0, 2, 48)
+        log_odds = base[:, None, None] + rng.normal(0, 2, (48, 4, 4))
+        log_odds[:, 0, 0] = base
+        val = answers(held_out, log_odds, rng.uniform(0, 0.9, (48, 4, 4)))
+        plan = make_plan(members(*FOLDS), val, held_out, config())
+        used = {name: count + plan.details[name]["used"] for name, count in used.items()}
+    assert max(used.values()) <= 1, used
 
 
 @pytest.mark.parametrize("label", [None, 1])

@@ -3,10 +3,12 @@
 import csv
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
 
+from roadwork.data.index import ShardIndex
 from roadwork.models import RoadworkDetector
 from tests.conftest import start
 from tests.inference.small_run import COUNTS, make
@@ -25,8 +27,8 @@ def runs(tmp_path_factory):
         "--predict.bootstrap=50",
     ]  # fmt: skip
 
-    def launch(script: str, name: str, processes: int) -> str:
-        job = start(f"launch/{script}.py", f"--run.dir={folder / name}", *options, processes=processes)
+    def launch(script: str, name: str, processes: int, *more: str) -> str:
+        job = start(f"launch/{script}.py", f"--run.dir={folder / name}", *options, *more, processes=processes)
         try:
             done = job.wait(900)
         finally:
@@ -36,9 +38,25 @@ def runs(tmp_path_factory):
 
     output = launch("dora_folds", "run", 2)
     shutil.copytree(folder / "run", folder / "one")
-    launch("predict", "run", 2)
+    (folder / "one" / "challenge.json").write_text('{"of": "another network"}')
+    begin_and_kill(folder / "one", options)
+    shutil.copytree(folder / "one" / "predict", folder / "kept")
+    output += launch("predict", "run", 2, "--challenge")
     launch("predict", "one", 1)
     return folder, output
+
+
+def begin_and_kill(run, options):
+    """Predict by two processes, and SIGKILL to both as soon as each has written a batch of the first split."""
+    job = start("launch/predict.py", f"--run.dir={run}", *options, processes=2)
+    try:
+        while len([part for part in run.glob("predict/val-3/*.jsonl") if part.stat().st_size]) < 2:
+            assert job.process.poll() is None, job.wait(60).output[-4000:]
+            time.sleep(0.01)
+    finally:
+        job.kill()
+    job.wait(60)  # the ranks are gone as well
+    assert not (run / "predictions.csv").exists()
 
 
 def read(path):
@@ -73,6 +91,31 @@ def test_one_and_two_processes_give_the_same_predictions(runs):
         assert np.abs(a - b).max() < 1e-4
 
 
+def test_a_kill_loses_no_finished_photo_and_doubles_none(runs):
+    """`one` was begun by two processes, killed, and finished by one."""
+    folder, _ = runs
+    parts = folder / "one" / "predict" / "val-3"
+    for earlier in (folder / "kept" / "val-3").glob("*.jsonl"):
+        finished = earlier.read_bytes()[: earlier.read_bytes().rfind(b"\n") + 1]
+        assert finished and (parts / earlier.name).read_bytes().startswith(finished)
+    ids = [json.loads(line)["id"] for part in parts.glob("*.jsonl") for line in part.read_bytes().splitlines()]
+    assert sorted(ids) == sorted(ShardIndex.open(folder / "shards", "val").id.tolist())
+
+
+def test_what_foods_kept_follows_from_the_distances_that_are_written(runs):
+    folder, _ = runs
+    why = read(folder / "run" / "predictions_distances.csv")
+    depths = ("knn_depth_1", "knn_depth_2", "knn_depth_3")
+    kept = {}
+    for row in why:
+        near = row["augmentation"] == "0" or all(float(row[depth]) <= 1 for depth in depths)
+        kept[row["id"]] = kept.get(row["id"], "") + str(int(near))
+    assert kept == {row["id"]: row["kept"] for row in read(folder / "run" / "predictions_tta.csv")}
+    assert all(row["kept"] == kept[row["id"]][int(row["augmentation"])] for row in why)
+    thresholds = json.loads((folder / "run" / "predict_details.json").read_text())["distance_thresholds"]
+    assert set(thresholds) == {*depths, "mahalanobis"} and all(value > 0 for value in thresholds.values())
+
+
 def test_the_files_say_what_was_decided(runs):
     folder, _ = runs
     rows, masks = read(folder / "run" / "predictions.csv"), read(folder / "run" / "predictions_tta.csv")
@@ -95,3 +138,14 @@ def test_model_is_one_network_that_loads_and_answers(runs):
     photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     assert 0.0 <= model.predict(photo) <= 1.0
     assert "How it was chosen" in (folder / "run" / "model" / "README.md").read_text()
+
+
+def test_the_challenge_is_asked_of_the_network_that_was_written(runs):
+    folder, output = runs
+    standing = json.loads((folder / "run" / "challenge.json").read_text())
+    labelled = sum(row["label"] != "" for row in read(folder / "run" / "predictions.csv"))
+    assert (standing["what"], standing["rounds"], standing["photos"]) == ("real half only", 1000, labelled)
+    assert -1 <= standing["mcc"] <= 1 and [level["level"] for level in standing["levels"]] == [0, 1, 2, 3]
+    assert sum(level["n"] for level in standing["levels"]) == 1000 and standing["no_answer"] == 0
+    assert f"challenge (real half only): MCC {standing['mcc']:.3f}, accuracy {standing['accuracy']:.3f}" in output
+    assert not (folder / "one" / "challenge.json").exists(), "a standing of the network that model/ held before"

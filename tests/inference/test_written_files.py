@@ -84,15 +84,21 @@ def test_what_foods_kept_is_written_photo_by_photo(tmp_path: Path) -> None:
     config.predict.filter, config.predict.keep = "knn", "threshold"
     given_answers = answers()
     given_answers.log_odds = np.repeat(given_answers.log_odds, 3, axis=1)
-    given_answers.distances = np.full((n, 3, 2), 0.5)
-    given_answers.distances[:, 2] = 3.0
+    given_answers.distances = np.full((n, 3, 3), 0.5)
+    given_answers.distances[:, 2, 1] = 3.0  # too far at one depth
     systems = {name: System(name, Calibration(), np.zeros(0), {}) for name in ("pretrained", "pretrained_tta")}
     write_predictions(tmp_path, given_answers, plan(systems=systems, chosen="pretrained_tta"), config)
     found = rows(tmp_path / "predictions_tta.csv")
     assert {row["kept"] for row in found} == {"110"} and {row["distance"] for row in found} == {"0.5"}
+    why = rows(tmp_path / "predictions_distances.csv")
+    assert [(row["id"], row["augmentation"]) for row in why] == [(name, str(a)) for name in IDS for a in range(3)]
+    assert {(row["augmentation"], row["knn_depth_2"]) for row in why} == {("0", "0.5"), ("1", "0.5"), ("2", "3.0")}
+    assert set(why[0]) == {"id", "augmentation", "kept", "knn_depth_1", "knn_depth_2", "mahalanobis"}
     for row in found:
         assert float(row["pretrained"]) == pytest.approx(float(row["pretrained_tta"]))
     assert json.loads((tmp_path / "predict_details.json").read_text())["kept_share"] == pytest.approx(2 / 3)
+    write_predictions(tmp_path, answers(), plan(), config)
+    assert not (tmp_path / "predictions_distances.csv").exists(), "nothing was augmented this time"
 
 
 # ----------------------------------------------------------------------------------------------------- parts

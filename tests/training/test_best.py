@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from roadwork.monitoring.runlog import read_lines
 from roadwork.training import folds
@@ -74,5 +75,19 @@ def test_the_best_weights_may_be_those_that_the_challenge_would_choose(trainer: 
     assert [line["step"] for line in lines] == [3, 6] and all(-1 <= line["challenge_mcc"] <= 1 for line in lines)
     best = max(lines, key=lambda line: (line["challenge_mcc"], -line["loss"]))
     assert (counters.best_step, counters.best_mcc) == (best["step"], pytest.approx(best["challenge_mcc"]))
-    again = challenge_mcc(made.engine, made.model, made.data.val, made.config.seed)
-    assert again == challenge_mcc(made.engine, made.model, made.data.val, made.config.seed)
+    assert {line["challenge"] for line in lines} == {"real half only"}
+    again = challenge_mcc(made.engine, made.model, made.data.val, made.config)
+    assert again == challenge_mcc(made.engine, made.model, made.data.val, made.config)
+
+
+def test_the_generated_half_is_asked_where_it_is_given(trainer: Make, tmp_path: Path) -> None:
+    for label in "01":
+        (tmp_path / "drawn" / label).mkdir(parents=True)
+        Image.new("RGB", (300, 240), (255 * int(label),) * 3).save(tmp_path / "drawn" / label / "one.png")
+    made = trainer("--training.select_on=challenge", f"--predict.challenge_synthetic={tmp_path / 'drawn'}")
+    seen: list[float] = []
+    predict_batch = made.model.predict_batch
+    made.model.predict_batch = lambda photos: seen.extend(float(p.std()) for p in photos) or predict_batch(photos)
+    _, halves = challenge_mcc(made.engine, made.model, made.data.val, made.config, rounds=24)
+    assert halves == "real and synthetic halves"
+    assert len(seen) == 24 and sum(spread == 0 for spread in seen) >= 2, "pictures of one colour are the generated ones"
