@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from benchmarks.fairness import pretrained_lite0
+from benchmarks.paired import weighted_mcc
 from benchmarks.results import save
 from roadwork.data.images import decode_photo
 from roadwork.data.index import ShardIndex
@@ -151,30 +152,23 @@ def measure(source: Path, folder: Path, seed: int, options: argparse.Namespace) 
 
 
 def difference(runs: list[dict[str, Any]], resamples: int = 2000) -> dict[str, float]:
-    """Mean over seeds of MCC(line) - MCC(plain), with the 95 % interval of a bootstrap over groups within each seed."""
-    draws, means = [], []
+    """Mean over seeds of MCC(line) - MCC(plain), with the 95 % interval of a bootstrap over groups.
+
+    The seeds split the same photos, so their gains are not independent: groups are drawn once over the union of all test
+    splits, and every seed's gain is taken with that draw.
+    """
+    names = sorted({name for run in runs for name in run["groups"]})
+    place = {name: i for i, name in enumerate(names)}
+    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    counts = np.vstack([np.ones(len(names)), draws])  # the first row is the photos as they are
+    gains = []
     for run in runs:
-        labels, groups = np.array(run["labels"]), np.array(run["groups"])
-        names = np.unique(groups)
-        members = [np.flatnonzero(groups == name) for name in names]
-        pair = np.array(run["line"]), np.array(run["plain"])
-        generator = np.random.default_rng(run["seed"])
-        means.append(_gain(labels, *pair))
-        picked = generator.integers(len(names), size=(resamples, len(names)))
-        draws.append(
-            [
-                _gain(labels[r], pair[0][r], pair[1][r])
-                for p in picked
-                for r in [np.concatenate([members[i] for i in p])]
-            ]
-        )
-    spread = np.nanmean(np.array(draws), axis=0)
-    low, high = np.nanquantile(spread, [0.025, 0.975])
-    return {"difference": round(float(np.mean(means)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
-
-
-def _gain(labels: np.ndarray, line: np.ndarray, other: np.ndarray) -> float:
-    return metrics.mcc(metrics.confusion(labels, line)) - metrics.mcc(metrics.confusion(labels, other))
+        labels, weights = np.array(run["labels"]), counts[:, [place[name] for name in run["groups"]]]
+        line, plain = (weighted_mcc(labels, np.array(run[side]), weights) for side in ("line", "plain"))
+        gains.append(line - plain)
+    value, *spread = np.mean(gains, axis=0)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    return {"difference": round(float(value), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -100,6 +100,15 @@ def test_whole_groups_are_drawn() -> None:
     assert other["high"] - other["low"] == pytest.approx(one["high"] - one["low"], abs=0.05)
 
 
+def test_seeds_that_hold_the_same_photos_do_not_narrow_the_interval() -> None:
+    """Five splits of one set of photos are not five sets."""
+    split = run(1, 0.5)
+    one, five = difference([split]), difference([split | {"seed": seed} for seed in range(5)])
+    assert one == five
+    others = [split | {"groups": [f"{seed}-{name}" for name in split["groups"]]} for seed in range(5)]
+    assert np.diff(list(difference(others).values())[1:]) < 0.6 * (one["high"] - one["low"]), "other photos do"
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A net of the same shape of output in place of the one of 1280 features, so that this takes a second."""
