@@ -121,8 +121,7 @@ class Plain:
         self.net.eval()
         pixels = [v2.functional.resize(self.load(path), [SIDE, SIDE], antialias=True) for path in paths]
         out = [
-            self.net(torch.stack(pixels[i : i + 16]).float() / 255).softmax(1)[:, 1]
-            for i in range(0, len(pixels), 16)
+            self.net(torch.stack(pixels[i : i + 16]).float() / 255).softmax(1)[:, 1] for i in range(0, len(pixels), 16)
         ]
         return torch.cat(out).double().numpy()
 
