@@ -55,7 +55,7 @@ def _training(name: str, what: str, claimed: str, variant: str, kept: str) -> Cl
 
 CLAIMS: tuple[Claim, ...] = (
     _training("gps_weights", "draws by distance to the target region", "+7 to +10 %", "no_gps_weights",
-              "the test photos are not drawn from the target region; without one every weight is 1"),
+              "without a target region every weight is 1, and the interval is too wide to tell"),
     _training("augmentation", "augmentation in training", "+5 to +7 %", "no_augmentation",
               "costs little, and photos of use vary more than these"),
     _training("ema", "average of the weights", "+0.5 to +1 %", "no_ema",
