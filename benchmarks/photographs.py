@@ -1,13 +1,13 @@
 """The whole line on real photographs beside a plain timm classifier. `python -m benchmarks.photographs --csv FILE --out DIR`
 
 Per seed: near-duplicates are grouped by perceptual hash and the groups split, `launch/pipeline.py` runs from `csv:FILE`
-to predictions and report, and a plain classifier (the same net and ImageNet weights, whole photo, all layers trained,
-AdamW with cosine, random resized crop, flip and colour jitter) learns on the same training photos. It gets the
-validation photos as well, since it chooses nothing on them. It sees as many decoded
-photos as the line's optimizer did in pre-training (`decoded`), unless the line's seconds of optimisation end it before
-(`plain_decoded` is then smaller). A finished seed is kept: a second call goes on. The last
-line is one JSON object; `difference` is MCC(line) - MCC(plain) on the held-out photos
-at probability 0.5, the mean over seeds, with a bootstrap interval over groups within each seed.
+to predictions and report, and a plain classifier (the same net with the same ImageNet weights and input scale, whole
+photo, all layers trained, AdamW with cosine, random resized crop, flip and colour jitter) learns on the same training
+photos. It gets the validation photos as well, since it chooses nothing on them. It sees as many decoded photos as the
+line's optimizer did in pre-training (`decoded`), unless the line's seconds of learning, pre-training and folds
+(`seconds`), end it before (`plain_decoded` is then smaller). A finished seed is kept: a second call goes on. The last
+line is one JSON object; `difference` is MCC(line) - MCC(plain) on the held-out photos at probability 0.5, the mean over
+seeds. The seeds' test splits share photos, so its interval is a bootstrap over the groups of all seeds together.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from benchmarks.fairness import pretrained_lite0
+from benchmarks.paired import weighted_mcc
 from benchmarks.results import save
 from roadwork.data.images import decode_photo
 from roadwork.data.index import ShardIndex
@@ -36,7 +37,6 @@ from roadwork.monitoring.runlog import read_last_per_step
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 224
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def run_line(source: Path, folder: Path, seed: int, options: argparse.Namespace) -> None:
@@ -50,9 +50,15 @@ def run_line(source: Path, folder: Path, seed: int, options: argparse.Namespace)
 
 
 def budget(folder: Path) -> tuple[int, float]:
-    """(photos that the optimizer saw, seconds in optimizer steps) of pre-training."""
-    steps = read_last_per_step(folder / "metrics.jsonl")
-    return int(steps[-1]["samples_seen"]), sum(float(step["step_s"]) for step in steps)
+    """(photos that the optimizer saw in pre-training, seconds of learning).
+
+    Seconds: the optimizer steps of pre-training and the whole stage of the folds, where there is one.
+    """
+    steps, folds = read_last_per_step(folder / "metrics.jsonl"), folder / "stages" / "dora_folds.json"
+    seconds = sum(float(step["step_s"]) for step in steps)
+    if folds.is_file():
+        seconds += float(json.loads(folds.read_text())["seconds"])
+    return int(steps[-1]["samples_seen"]), seconds
 
 
 def photos_of(source: Path) -> dict[str, tuple[Path, int]]:
@@ -102,18 +108,12 @@ class Plain:
                 group["lr"] = group["peak"] * min(1.0, done / 0.1) * 0.5 * (1 + np.cos(np.pi * done)) + 1e-7
             pixels = torch.stack([self.augment(photo) for photo in self.photos[rows]])
             self.net.train()
-            loss = nn.functional.cross_entropy(
-                self.net(self.normalised(pixels)), self.labels[rows], label_smoothing=0.1
-            )
+            loss = nn.functional.cross_entropy(self.net(pixels.float() / 255), self.labels[rows], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         self.decoded = seen
         return self
-
-    @staticmethod
-    def normalised(pixels: Tensor) -> Tensor:
-        return (pixels.float() / 255 - MEAN) / STD
 
     @torch.inference_mode()
     def predict(self, paths: list[Path]) -> np.ndarray:
@@ -121,8 +121,7 @@ class Plain:
         self.net.eval()
         pixels = [v2.functional.resize(self.load(path), [SIDE, SIDE], antialias=True) for path in paths]
         out = [
-            self.net(self.normalised(torch.stack(pixels[i : i + 16]))).softmax(1)[:, 1]
-            for i in range(0, len(pixels), 16)
+            self.net(torch.stack(pixels[i : i + 16]).float() / 255).softmax(1)[:, 1] for i in range(0, len(pixels), 16)
         ]
         return torch.cat(out).double().numpy()
 
@@ -152,30 +151,23 @@ def measure(source: Path, folder: Path, seed: int, options: argparse.Namespace) 
 
 
 def difference(runs: list[dict[str, Any]], resamples: int = 2000) -> dict[str, float]:
-    """Mean over seeds of MCC(line) - MCC(plain), with the 95 % interval of a bootstrap over groups within each seed."""
-    draws, means = [], []
+    """Mean over seeds of MCC(line) - MCC(plain), with the 95 % interval of a bootstrap over groups.
+
+    The seeds split the same photos, so their gains are not independent: groups are drawn once over the union of all test
+    splits, and every seed's gain is taken with that draw.
+    """
+    names = sorted({name for run in runs for name in run["groups"]})
+    place = {name: i for i, name in enumerate(names)}
+    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    counts = np.vstack([np.ones(len(names)), draws])  # the first row is the photos as they are
+    gains = []
     for run in runs:
-        labels, groups = np.array(run["labels"]), np.array(run["groups"])
-        names = np.unique(groups)
-        members = [np.flatnonzero(groups == name) for name in names]
-        pair = np.array(run["line"]), np.array(run["plain"])
-        generator = np.random.default_rng(run["seed"])
-        means.append(_gain(labels, *pair))
-        picked = generator.integers(len(names), size=(resamples, len(names)))
-        draws.append(
-            [
-                _gain(labels[r], pair[0][r], pair[1][r])
-                for p in picked
-                for r in [np.concatenate([members[i] for i in p])]
-            ]
-        )
-    spread = np.nanmean(np.array(draws), axis=0)
-    low, high = np.nanquantile(spread, [0.025, 0.975])
-    return {"difference": round(float(np.mean(means)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
-
-
-def _gain(labels: np.ndarray, line: np.ndarray, other: np.ndarray) -> float:
-    return metrics.mcc(metrics.confusion(labels, line)) - metrics.mcc(metrics.confusion(labels, other))
+        labels, weights = np.array(run["labels"]), counts[:, [place[name] for name in run["groups"]]]
+        line, plain = (weighted_mcc(labels, np.array(run[side]), weights) for side in ("line", "plain"))
+        gains.append(line - plain)
+    value, *spread = np.mean(gains, axis=0)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    return {"difference": round(float(value), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,8 +3,9 @@
 Nothing here is timed: the same figures come out everywhere. The order of 10^9 photos is the real one (`EpochOrder`, over
 whole shards of equal weight), the cache is a least-recently-used one as `ShardCache` is, bytes are counted by formulas
 that `--measure` compares with 1, 2 and 4 real processes on a tiny network. Speeds of disks and wires are ASSUMED and
-stand in `ASSUMED`; the speed of a GPU was measured and stands in scaling_measured.json with its origin. The last line is
-one JSON object; `python docs/generate_scaling.py` writes docs/scaling.md from it.
+stand in `ASSUMED`; the speed of a GPU is that of the newest GPU result of `benchmarks.train_step`, and while there is none
+a prototype's, which stands in scaling_measured.json with its origin. The last line is one JSON object;
+`python docs/generate_scaling.py` writes docs/scaling.md from it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from roadwork.data.order import EpochOrder, cumulative_table
+from benchmarks.results import RESULTS
+from roadwork.config import DataConfig
+from roadwork.data.order import EpochOrder, Windows, cumulative_table
+
+Ints = npt.NDArray[np.int64]
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = Path(__file__).with_name("scaling_measured.json")
@@ -31,13 +37,18 @@ PHOTOS = (10**6, 10**7, 10**8, 10**9)
 NODE = 8
 """Processes on one node."""
 PER_SHARD = 256
-PHOTOS_PER_PROCESS = 8
+MICRO_BATCH, MICRO_STEPS = 2, 4
+PHOTOS_PER_PROCESS = MICRO_BATCH * MICRO_STEPS
 """Photos of one process in one optimizer step: 96 views, as in the measured step."""
+WINDOWS = (DataConfig().window, 512)
+"""Photos of a window of `data.order=windowed`: the default, and one that a node's micro-batch mostly stays within."""
+ENGINE = ROOT / "ds_configs" / "zero2_bf16.json"
 STEPS = 100
 """Simulated optimizer steps."""
 BACKBONES = (
     "efficientnet_lite0",
     "vit_small_patch16_dinov3",
+    "vit_base_patch16_dinov3",
     "vit_large_patch16_dinov3",
     "vit_huge_plus_patch16_dinov3",
 )
@@ -45,7 +56,6 @@ ASSUMED = {
     "wire between nodes, GB/s per GPU": 50.0,
     "wire within a node, GB/s per GPU": 450.0,
     "latency of one hop of a ring, microseconds": 5.0,
-    "elements of a gradient bucket": 5e7,
     "shared storage, GB/s per node": 2.0,
     "disk of rank 0, GB/s": 2.0,
     "memory of a node, GiB": 1024.0,
@@ -61,29 +71,43 @@ def data_plane(photos: int, processes: int, photo_bytes: float, index_bytes: flo
     """Reads, cache and memory of one node of a run over so many photos, simulated with the real order."""
     shards = -(-photos // PER_SHARD)
     table = cumulative_table(np.random.default_rng(0).choice([5.0, 2.5, 1.0, 0.3], shards))
-    order = EpochOrder(None, 0, 0, num_draws=photos, cumulative=table)
-    batch = PHOTOS_PER_PROCESS * processes
-    steps = min(STEPS, photos // batch)
-    mine = min(NODE, processes) * PHOTOS_PER_PROCESS
-    positions = np.arange(steps)[:, None] * batch + np.arange(batch)
-    whole = order.at(positions[0])
-    node = order.at(positions[:, :mine])
-    capacity = int(ASSUMED["cache of a node, GiB"] * GIB / (PER_SHARD * photo_bytes))
-    hits = cache_hits(node.ravel().tolist(), capacity)
-    fetched = (1 - hits) * PER_SHARD * photo_bytes
+    shard_bytes = PER_SHARD * photo_bytes
+    capacity = int(ASSUMED["cache of a node, GiB"] * GIB / shard_bytes)
+    batch, reads = PHOTOS_PER_PROCESS * processes, positions_of_a_node(photos, processes)
+
+    def order(window: int | None) -> EpochOrder:
+        windows = Windows(np.arange(shards + 1), window) if window else None
+        return EpochOrder(None, 0, 0, num_draws=photos, cumulative=table, windows=windows)
+
+    def hits(window: int | None) -> float:
+        return cache_hits(order(window).at(reads).tolist(), capacity)
+
+    exact, first = hits(None), order(None).at(reads[: min(NODE, processes) * MICRO_BATCH])
+    windowed = {window: hits(window) for window in WINDOWS}
+    storage = ASSUMED["shared storage, GB/s per node"] * 1e9
     return {
         "photos": photos,
         "shards": shards,
-        "reads_per_touched_shard": batch / len(np.unique(whole)),
+        "reads_per_touched_shard": batch / len(np.unique(order(None).at(np.arange(batch)))),
         "cache_shards": capacity,
-        "cache_hits": hits,
-        "remote_bytes_per_photo": fetched,
+        "cache_hits": exact,
+        "remote_bytes_per_photo": (1 - exact) * shard_bytes,
+        **{f"cache_hits_{window}": share for window, share in windowed.items()},
+        **{f"remote_bytes_per_photo_{window}": (1 - share) * shard_bytes for window, share in windowed.items()},
         "local_bytes_per_photo": photo_bytes,
         "table_gib": 8 * photos / GIB,
         "index_gib_per_process": index_bytes * photos / GIB,
         "index_gib_per_node": NODE * index_bytes * photos / GIB,
-        "first_batch_s": index_bytes * photos * NODE / (ASSUMED["shared storage, GB/s per node"] * 1e9),
+        "index_read_s": index_bytes * photos * NODE / storage,
+        "first_shards_s": len(np.unique(first)) * shard_bytes / storage,
     }
+
+
+def positions_of_a_node(photos: int, processes: int) -> Ints:
+    """Positions int64 [reads] that the first node reads in STEPS steps, or in the epoch, in the loader's order."""
+    step, node = PHOTOS_PER_PROCESS * processes, np.arange(min(NODE, processes) * MICRO_BATCH)
+    begins = np.arange(min(STEPS, photos // step))[:, None, None] * step
+    return (begins + np.arange(MICRO_STEPS)[:, None] * MICRO_BATCH * processes + node).ravel()
 
 
 def cache_hits(reads: list[int], capacity: int) -> float:
@@ -136,13 +160,38 @@ def step_of(gpus: int, step: dict[str, Any]) -> dict[str, float]:
     compute = views / step["views_per_s"]
     sent = on_the_wire(payload(step["parameters"], step["micro_steps"]), gpus)
     wire = ASSUMED["wire within a node, GB/s per GPU" if gpus <= NODE else "wire between nodes, GB/s per GPU"] * 1e9
-    buckets = math.ceil(step["parameters"] / ASSUMED["elements of a gradient bucket"]) * step["micro_steps"]
+    buckets = math.ceil(step["parameters"] / bucket_elements()) * step["micro_steps"]
     hops = 2 * (gpus - 1) * buckets * ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
     wait = sent / wire + hops
     return {
         "gpus": gpus, "sent_gb": sent / 1e9, "compute_s": compute, "wire_s": sent / wire, "latency_s": hops,
         "efficiency": compute / (compute + wait), "views_per_s": gpus * views / (compute + wait),
     }  # fmt: skip
+
+
+def bucket_elements() -> int:
+    """Elements of a gradient bucket of the engine on GPUs."""
+    return int(json.loads(ENGINE.read_text())["zero_optimization"]["reduce_bucket_size"])
+
+
+def gpu_step(prototype: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any]:
+    """The trainer's own step on a GPU, from the newest dated result with the prototype's backbone; else the prototype's."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("????-??-??-train_step*.json"))]
+    own = [r for r in records if r["figures"]["gpu"] and r["figures"]["backbone"] == prototype["backbone"]]
+    if not own:
+        return prototype
+    record, figures = own[-1], own[-1]["figures"]
+    detail = figures["zero2_detail"]
+    return {
+        "origin": f"this trainer's whole step, measured on one {figures['device']} by `{record['command']}`"
+        f" ({record['date']}, commit {record['commit']})",
+        "backbone": figures["backbone"],
+        "parameters": backbone_parameters(figures["backbone"]),
+        "views_per_micro_step": figures["zero2"] * detail["step_s"] / figures["accumulation"],
+        "micro_steps": figures["accumulation"],
+        "views_per_s": figures["zero2"],
+        "memory_gib": detail["peak_memory_gib"],
+    }
 
 
 def backbone_parameters(name: str) -> int:
@@ -198,6 +247,7 @@ def probe(processes: int, shards: Path, folder: Path) -> dict[str, Any]:
     """One optimizer step on real processes: bytes sent and held by each rank, bytes of the checkpoint."""
     stem, run = folder / f"world-{processes}", folder / f"run-{processes}"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    launcher += ["--main_process_port", "0"]  # any free one
     words = [*launcher, "--num_processes", str(processes), "benchmarks/scaling_probe.py", str(stem)]
     options = [f"--run.dir={run}", f"--data.shards={shards}", *TINY]
     subprocess.run([sys.executable, *words, *options], cwd=ROOT, check=True, stdout=sys.stderr)
@@ -246,11 +296,12 @@ def agreement(found: dict[str, Any]) -> dict[str, float]:
 def figures() -> dict[str, Any]:
     """All that docs/scaling.md says."""
     measured = json.loads(MEASURED.read_text())
-    photo, step = measured["photos"], measured["gpu_step"]
+    photo, step = measured["photos"], gpu_step(measured["gpu_step"])
     return {
         "benchmark": "scaling",
         "assumed": ASSUMED,
-        "measured": measured,
+        "measured": measured | {"gpu_step": step},
+        "bucket_elements": bucket_elements(),
         "data_plane": [data_plane(n, 1024, photo["photo_bytes"], photo["index_bytes"]) for n in PHOTOS],
         "steps": [step_of(gpus, step) for gpus in GPUS],
         "memory": [memory(name) for name in BACKBONES],

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.ablation_variants import CLAIMS
 from benchmarks.headlines import HEADLINES
+from benchmarks.paired import Difference
 from benchmarks.results import RESULTS, ROOT, newest
 
 BEGIN, END = "<!-- results: written by python -m benchmarks.tables -->", "<!-- end of results -->"
@@ -32,15 +34,18 @@ def block(results: Mapping[str, dict[str, Any]]) -> str:
 
 
 def headlines(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """The figures that tell most, one row each; the files hold all."""
+    """The figures that tell most, one row each; the files hold all. What a result left out is named below."""
     rows = [line for line in HEADLINES if line.benchmark in results]
-    if rows:
+    there = [line for line in rows if results[line.benchmark]["figures"].get(line.key) is not None]
+    if there:
+        yield "Rows that say `over` or `times` are ratios of speed: above 1, what is named first is the faster.\n"
         yield "| measured | figure | by |\n|---|---|---|"
-    for line in rows:
-        value = results[line.benchmark]["figures"][line.key]
-        yield f"| {line.says} | {figure(value)} | {line.benchmark} |"
-    if rows:
+    for line in there:
+        yield f"| {line.says} | {figure(results[line.benchmark]['figures'][line.key])} | {line.benchmark} |"
+    if there:
         yield ""
+    if missing := [f"`{line.key}` of {line.benchmark}" for line in rows if line not in there]:
+        yield f"Not measured by the newest run: {', '.join(missing)}.\n"
 
 
 def figure(value: float) -> str:
@@ -69,21 +74,53 @@ def when(result: Mapping[str, Any]) -> str:
 
 
 def ablation(result: Mapping[str, Any]) -> Iterator[str]:
-    """What each component is worth, with its interval."""
-    found = result["figures"]
+    """What each component is worth, with its interval, what the run could have seen, and what follows for the default."""
+    found, rows = result["figures"], result["figures"]["rows"]
     yield f"What each component is worth on the embedded benchmark ({origin(result)}): gains in MCC and AUC on"
-    yield f"{found['test_photos']} test photos of {found['test_groups']} videos, from pixels alone, over all seeds; "
-    yield "95 % intervals over seeds and videos. Where an interval holds 0, nothing was shown, in either direction.\n"
+    yield f"{found['test_photos']} test photos of {found['test_groups']} videos, from pixels alone, over all seeds;"
+    yield "95 % intervals over seeds and videos. Where a metric's interval holds 0, that metric showed nothing, in either"
+    yield "direction. MCC decides about a default, AUC (how well photos are ranked) stands beside it; the rule is in"
+    yield "[decisions](docs/decisions.md#proof)."
+    yield f"Half-widths of the intervals: {_widths(rows, '')} in MCC, {_widths(rows, 'auc_')} in AUC: this run could not have"
+    yield "seen a gain smaller than its row's.\n"
+    measured = {row["name"] for row in rows}
+    if missing := [f"{claim.what} (`{claim.name}`)" for claim in CLAIMS if claim.name not in measured]:
+        yield f"Part of the trainer, but not measured by this run: {', '.join(missing)}.\n"
     yield f"![gains in MCC with their intervals]({PICTURE})\n"
-    yield "| component | gain in MCC | 95 % | gain in AUC | 95 % | seeds | shown | the sketch's claim |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for row in found["rows"]:
+    yield "| component | gain in MCC | 95 % | gain in AUC | 95 % | seeds | by MCC | by AUC | so | the sketch's claim |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
         yield (
             f"| {row['what']} | {row['value']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} | {row['auc_value']:+.3f} "
-            f"| {row['auc_low']:+.3f} to {row['auc_high']:+.3f} | {row['seeds']} | {row['verdict']} "
-            f"| {row['claimed'] or 'none'} |"
+            f"| {row['auc_low']:+.3f} to {row['auc_high']:+.3f} | {row['seeds']} | {_verdict(row, '')} "
+            f"| {_verdict(row, 'auc_')} | {consequence(row)} | {row['claimed'] or 'none'} |"
         )
     yield ""
+    if any("%" in row["claimed"] for row in rows):
+        yield "The sketch gave its claims in per cent and did not say of what; +5 % of MCC would be about +0.05 here.\n"
+
+
+def _verdict(row: Mapping[str, Any], metric: str) -> str:
+    low, high = (row[f"{metric}{edge}"] for edge in ("low", "high"))
+    return Difference(row[f"{metric}value"], low, high).verdict
+
+
+def _widths(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The narrowest and the widest half of an interval."""
+    halves = [(row[f"{metric}high"] - row[f"{metric}low"]) / 2 for row in rows]
+    return f"{min(halves):.3f} to {max(halves):.3f}"
+
+
+def consequence(row: Mapping[str, Any]) -> str:
+    """What follows for the default: MCC decides; where it shows nothing, the component stays, with its reason."""
+    by_mcc, by_auc = _verdict(row, ""), _verdict(row, "auc_")
+    if by_mcc == "helps":
+        return "on: it helps"
+    if by_mcc == "harms":
+        return "to be switched off: it harms"
+    seen = {"helps": "it ranks better", "harms": "it ranks worse", "not shown": "nothing shown"}[by_auc]
+    kept = next((claim.kept for claim in CLAIMS if claim.name == row["name"]), "")
+    return f"stays: {seen}" + (f"; {kept}" if kept else "")
 
 
 def picture(result: Mapping[str, Any]) -> str:

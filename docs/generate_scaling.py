@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "scaling.md"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import scaling  # noqa: E402 - the repository is put on the path above
+from benchmarks.results import newest  # noqa: E402
 from docs.generated_page import write_or_check  # noqa: E402
 
 HEAD = """# Scale
@@ -57,12 +58,49 @@ def data_plane(found: dict[str, Any]) -> Iterator[str]:
         f"photos a shard, {scaling.PHOTOS_PER_PROCESS} photos per process and step, {scaling.STEPS} steps.\n"
     )
     yield from table(
-        ["photos", "shards", "reads per shard that a step touches", "cache hits on a node", "bytes per photo, remote",
-         "bytes per photo, local", "table of the order, GiB", "index per process, GiB", "index per node, GiB",
-         "index read before the first batch, s"],
-        [[r["photos"], r["shards"], r["reads_per_touched_shard"], r["cache_hits"], r["remote_bytes_per_photo"],
-          r["local_bytes_per_photo"], r["table_gib"], r["index_gib_per_process"], r["index_gib_per_node"],
-          r["first_batch_s"]] for r in rows],
+        [
+            "photos",
+            "shards",
+            "reads per shard that a step touches",
+            "cache hits on a node",
+            "bytes per photo, remote",
+            "bytes per photo, local",
+            "table of the order, GiB",
+            "index per process, GiB",
+            "index per node, GiB",
+            "reading the index, s",
+            "first shards, s",
+        ],
+        [
+            [
+                r["photos"],
+                r["shards"],
+                r["reads_per_touched_shard"],
+                r["cache_hits"],
+                r["remote_bytes_per_photo"],
+                r["local_bytes_per_photo"],
+                r["table_gib"],
+                r["index_gib_per_process"],
+                r["index_gib_per_node"],
+                r["index_read_s"],
+                r["first_shards_s"],
+            ]
+            for r in rows
+        ],
+    )
+    yield (
+        "Before the first batch a node's processes read their index and the shards of their first photos from shared "
+        "storage, the last two columns; mapping the order's table and decoding one micro-batch come on top and do not grow "
+        "with the data set.\n"
+    )
+    yield (
+        "The same reads with `data.order=windowed`, in windows of so many photos. The nodes share each window, so a large "
+        "one is read by all of them:\n"
+    )
+    yield from table(
+        ["photos", *(f"{words}, {w:,}" for w in scaling.WINDOWS for words in ("cache hits", "bytes per photo, remote"))],
+        [[r["photos"], *(r[f"{key}_{w}"] for w in scaling.WINDOWS for key in ("cache_hits", "remote_bytes_per_photo"))]
+         for r in rows],
     )  # fmt: skip
     memory = scaling.ASSUMED["memory of a node, GiB"] * scaling.GIB
     most = memory / (scaling.NODE * photo["index_bytes"])
@@ -72,8 +110,10 @@ def data_plane(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"1. The cache, at {number(fits)} photos. The exact order reads everywhere at once: a data set that the cache of a "
         f"node does not hold is fetched a shard for each photo, {number(last['remote_bytes_per_photo'])} bytes instead of "
-        f"{number(last['local_bytes_per_photo'])}. Then: shards on a disk that all nodes reach, where a photo is one read "
-        "of its own bytes, or a cache (`data.cache_gib`) that holds the node's data set."
+        f"{number(last['local_bytes_per_photo'])}. Then: `data.order=windowed`, which at {number(last['photos'])} photos "
+        f"fetches {', '.join(_fetched(last, window) for window in scaling.WINDOWS)}{_openings()}. Or shards on a disk that "
+        "all nodes reach, where a photo is one read of its own bytes, or a cache (`data.cache_gib`) that holds the node's "
+        "data set."
     )
     yield (
         f"2. The index, at {number(most)} photos: each process reads all of it, so {scaling.NODE} processes fill a node's "
@@ -87,14 +127,28 @@ def data_plane(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def _fetched(row: dict[str, Any], window: int) -> str:
+    return f"{number(row[f'remote_bytes_per_photo_{window}'])} with `data.window={window}`"
+
+
+def _openings() -> str:
+    """What the dated result of `benchmarks.order` counted, where there is one."""
+    counted = newest().get("order", {}).get("figures", {}).get("locality")
+    if not counted:
+        return ""
+    one, other = (counted[f"shard_openings_per_epoch_{name}"] for name in ("windowed", "global"))
+    return f" (`python -m benchmarks.order` counted {one:,} openings of a shard in an epoch of a million, beside {other:,})"
+
+
 def engine(found: dict[str, Any]) -> Iterator[str]:
     """Steps and memory."""
     step = found["measured"]["gpu_step"]
     yield "## A step from 1 to 1,024 GPUs\n"
-    yield f"Computing: {step['origin']}; {step['views_per_s']:g} views/s, {step['memory_gib']:g} GiB."
+    yield f"Computing: {step['origin']}; {step['views_per_s']:g} views/s, {step['memory_gib']:g} GiB.\n"
     yield (
         "Sending: DeepSpeed sums gradients in fp32 with an all-reduce in EVERY micro-step and gathers bf16 weights once a "
-        "step. Nothing is overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
+        f"step, in buckets of {number(found['bucket_elements'])} elements (`ds_configs/zero2_bf16.json`). Nothing is "
+        "overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
     )
     yield from table(
         ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s"],
@@ -104,13 +158,13 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
     worst = found["steps"][-1]
     yield "**Where it breaks first, and what then**\n"
     yield (
-        f"1. The latency of long rings: {number(worst['latency_s'])} s of a step at {worst['gpus']:,} GPUs, beside "
-        f"{number(worst['wire_s'])} s on the wire. Then: larger `reduce_bucket_size` in `ds_configs/`; trees of the "
-        "communication library shorten it, too."
+        f"1. Sending in every micro-step: {number(worst['wire_s'])} s of a step at {worst['gpus']:,} GPUs, and more "
+        "accumulation does not lower its share. Then: a larger `training.micro_batch` (with "
+        "`model.activation_checkpointing`), which does, and `overlap_comm`, which hides part of it."
     )
     yield (
-        "2. Sending in every micro-step: more accumulation does not lower its share. Then: a larger `training.micro_batch` "
-        "(with `model.activation_checkpointing`), which does, and `overlap_comm`, which hides part of it.\n"
+        f"2. The latency of long rings: {number(worst['latency_s'])} s of the same step. Then: larger "
+        "`reduce_bucket_size` in `ds_configs/`; trees of the communication library shorten it, too.\n"
     )
     yield "## Memory and checkpoints of each backbone\n"
     yield (

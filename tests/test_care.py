@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("roadwork", "shards", "launch", "benchmarks", "docs")
 FILE_LINES, FUNCTION_LINES, MOST_FUNCTION_LINES = 499, 60, 100
-TESTS_PER_SOURCE = 0.68
-"""Lines of tests over lines of sources. The aim is 0.7: the bound follows what is reached, and is raised, never lowered."""
+TESTS_PER_SOURCE = 0.70
+"""Lines of tests over lines of sources, and never lowered."""
 TOOLS = {"pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-pyyaml"}
 """Dependencies that are run or found by others, not imported."""
 MODULES = {
@@ -36,6 +36,8 @@ class Function:
     documented: bool
     arguments: tuple[tuple[str, bool], ...]
     """(name, annotated) of each argument beside self and cls."""
+    returns: bool
+    """Whether the type of what it returns is said; a constructor's is known."""
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -63,7 +65,8 @@ def _functions(body: list[ast.stmt], file: str, visible: bool) -> Iterator[Funct
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             public = visible and not node.name.startswith("_")
             documented = ast.get_docstring(node) is not None
-            yield Function(f"{file}:{node.lineno} {node.name}", lines, public, documented, arguments)
+            returns = node.returns is not None or node.name == "__init__"
+            yield Function(f"{file}:{node.lineno} {node.name}", lines, public, documented, arguments, returns)
             yield from _functions(node.body, file, False)
 
 
@@ -81,6 +84,11 @@ def test_public_arguments_have_types() -> None:
     arguments = [(f.place, *a) for f in functions() if f.public for a in f.arguments]
     bare = [f"{place}: {name}" for place, name, annotated in arguments if not annotated]
     assert len(bare) <= 0.10 * len(arguments), "\n".join(bare)
+
+
+def test_public_functions_say_what_they_return() -> None:
+    bare = [f.place for f in functions() if f.public and not f.returns]
+    assert not bare, "\n".join(bare)
 
 
 def test_functions_fit_a_screen() -> None:

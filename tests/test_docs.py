@@ -179,3 +179,17 @@ def test_the_counts_of_the_reliability_page_are_renewed_and_nothing_else() -> No
     assert "No dated result" in generate_reliability.wanted(text, {}, None)
     with pytest.raises(SystemExit, match="holds 0"):
         generate_reliability.wanted("no block", {}, None)
+
+
+def test_the_changelog_tells_of_this_version_with_its_date() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    released = re.findall(r"^## (\S+) - (\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert released and released[0][0] == version, "the newest section is that of pyproject.toml's version"
+    assert [date for _, date in released] == sorted((date for _, date in released), reverse=True)
+
+
+def test_extras_are_installed_into_this_checkout_with_the_tested_versions() -> None:
+    """A plain `pip install .[extra]` would put an unpinned copy in place of the checkout."""
+    for page in PAGES:
+        for line in re.findall(r"pip install [^`\n]*\[\w+\][^`\n]*", page.read_text(encoding="utf-8")):
+            assert "-c constraints.txt -e " in line, f"{page.name}: {line}"

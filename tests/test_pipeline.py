@@ -38,6 +38,16 @@ def test_a_stage_whose_product_is_gone_is_to_be_run_again(capsys, tmp_path):
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["to", "done"]
 
 
+def test_the_closing_lines_name_every_place_and_what_is_not_there(tmp_path):
+    (tmp_path / "model").mkdir()
+    lines = list(pipeline._summary(tmp_path, tmp_path / "shards"))
+    assert lines[0] == "" and f"model:        {tmp_path / 'model'}" in lines
+    assert f"report:       {tmp_path / 'report' / 'index.html'} (not made)" in lines
+    assert f"shards:       {tmp_path / 'shards'} (not made)" in lines and not any("scores" in line for line in lines)
+    (tmp_path / "evaluation.json").touch()
+    assert list(pipeline._summary(tmp_path, tmp_path / "shards"))[-1] == f"scores:       {tmp_path / 'evaluation.json'}"
+
+
 def test_a_training_that_was_stopped_is_not_done_though_its_ranks_exited_with_0(tmp_path):
     config = parse("pipeline", ["--run.dir", str(tmp_path), "--pipeline.stages", "[pretrain]"]).config
     assert not pipeline._ended(config, "pretrain"), "no checkpoint at all"

@@ -17,14 +17,14 @@ from roadwork.monitoring.trackers import Tracker, open_trackers
 _NO_SCALARS = frozenset({"step", "epoch", "position", "samples_seen", "time"})
 _PERFORMANCE = frozenset(
     {
-        "images_per_s", "step_s", "data_wait_s", "data_wait_share", "slowest_rank", "slowest_over_median", "memory_gib",
-        "mfu", "checkpoint_stall_s", "views_per_s",
+        "images_per_s", "step_s", "data_wait_s", "slowest_rank", "slowest_over_median", "memory_gib", "mfu",
     }
 )  # fmt: skip
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1. Is it learning?": {
         "loss": ["Multiline", ["train/loss"]],
+        "loss on held-out groups": ["Multiline", ["val/loss"]],
         "terms": [
             "Multiline",
             [f"train/{t}" for t in ("focal", "consistency", "view", "view_labels", "weather", "segmentation")],
@@ -37,6 +37,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "seconds of a step": ["Multiline", ["perf/step_s", "perf/data_wait_s", "perf/checkpoint_stall_s"]],
         "share of the ceiling (MFU)": ["Multiline", ["perf/mfu"]],
         "slowest rank over the median": ["Multiline", ["perf/slowest_over_median"]],
+        "which rank is the slowest": ["Multiline", ["perf/slowest_rank"]],
         "memory, GiB": ["Multiline", ["perf/memory_gib"]],
     },
     "3. Is it healthy?": {
@@ -45,6 +46,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
         "entropy of the experts": ["Multiline", [r"experts/entropy_layer\d+"]],
         "share of the busiest expert": ["Multiline", [r"experts/max_layer\d+"]],
+        "load-balance term of the experts": ["Multiline", ["train/balance"]],
         "skipped": ["Multiline", ["train/skipped_samples", "train/nonfinite_steps"]],
         "kept views": ["Multiline", ["train/kept_views"]],
     },

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from benchmarks import photographs
+from benchmarks.fairness import pretrained_lite0
 from benchmarks.photographs import Plain, budget, difference, main, photos_of
 from roadwork.data.sources import open_source
 from roadwork.evaluation import metrics
+from roadwork.models.backbone import Backbone
+from roadwork.models.weights import LITE0, load, plan
 from tests.data.photos import encode
 
 
@@ -48,6 +51,13 @@ def test_the_budget_is_what_the_optimizer_saw_once_for_each_step(tmp_path: Path)
     lines = [{"step": s, "samples_seen": 8 * s, "step_s": 0.5} for s in (1, 2, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert budget(tmp_path) == (24, 1.5)
+
+
+def test_the_budget_holds_the_seconds_of_the_folds(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "samples_seen": 8, "step_s": 0.5}) + "\n")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "dora_folds.json").write_text(json.dumps({"digest": "", "seconds": 20.25}))
+    assert budget(tmp_path) == (8, 20.75)
 
 
 def run(seed: int, gain: float, photos: int = 200, groups: int = 40) -> dict:
@@ -88,6 +98,15 @@ def test_whole_groups_are_drawn() -> None:
     copied = {key: (list(np.repeat(value, 10)) if isinstance(value, list) else value) for key, value in once.items()}
     one, other = (difference([r], resamples=400) for r in (once, copied))
     assert other["high"] - other["low"] == pytest.approx(one["high"] - one["low"], abs=0.05)
+
+
+def test_seeds_that_hold_the_same_photos_do_not_narrow_the_interval() -> None:
+    """Five splits of one set of photos are not five sets."""
+    split = run(1, 0.5)
+    one, five = difference([split]), difference([split | {"seed": seed} for seed in range(5)])
+    assert one == five
+    others = [split | {"groups": [f"{seed}-{name}" for name in split["groups"]]} for seed in range(5)]
+    assert np.diff(list(difference(others).values())[1:]) < 0.6 * (one["high"] - one["low"]), "other photos do"
 
 
 @pytest.fixture
@@ -146,11 +165,15 @@ def test_time_ends_it_before_the_photos_do_and_it_says_how_many_it_saw(
     assert 0 <= cut.decoded <= 16
 
 
-def test_pixels_are_normalised_as_the_weights_expect() -> None:
-    grey = torch.full((1, 3, 2, 2), 124, dtype=torch.uint8)
-    found = Plain.normalised(grey)
-    expected = [(124 / 255 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
-    assert found[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
+def test_the_plain_net_starts_where_the_line_starts() -> None:
+    """Weights, input scale and batch-norm epsilon are the trainer's own."""
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    recipe = plan(LITE0, "auto")
+    line = Backbone(recipe, view_size=64)
+    load(line.net, recipe, "auto")
+    with torch.inference_mode():
+        expected, found = line.eval()(pixels)[0], pretrained_lite0()(pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_finished_seeds_are_kept_and_the_last_line_is_the_result(

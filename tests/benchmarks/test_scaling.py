@@ -1,10 +1,12 @@
 """The page on scale is what the calculation says, and its formulas are what real processes showed."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import scaling
 
@@ -19,7 +21,7 @@ def test_the_page_is_what_the_calculation_says(capsys):
 
 
 def test_formulas_are_what_real_processes_showed():
-    found = scaling.figures()["agreement"]
+    found = [scaling.agreement(real) for real in json.loads(scaling.MEASURED.read_text())["real_processes"]]
     assert [line["processes"] for line in found] == [1, 2, 4]
     for line in found[1:]:
         assert all(value == pytest.approx(1, abs=0.01) for name, value in line.items() if name != "processes"), line
@@ -54,3 +56,44 @@ def test_efficiency_only_falls():
     steps = [scaling.step_of(gpus, step) for gpus in (1, 16, 64, 1024)]
     assert steps[0]["efficiency"] == 1 and np.all(np.diff([s["efficiency"] for s in steps]) < 0)
     assert np.all(np.diff([s["views_per_s"] for s in steps]) > 0)
+
+
+def test_buckets_are_those_of_the_engine_on_gpus():
+    given = json.loads((ROOT / "ds_configs" / "zero2_bf16.json").read_text())
+    assert scaling.bucket_elements() == given["zero_optimization"]["reduce_bucket_size"]
+    step = {
+        "parameters": 2 * scaling.bucket_elements() + 1,
+        "micro_steps": 1,
+        "views_per_micro_step": 1,
+        "views_per_s": 1,
+    }
+    hop = scaling.ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
+    assert scaling.step_of(2, step)["latency_s"] == pytest.approx(2 * 3 * hop), "three buckets, two hops each"
+
+
+def test_every_backbone_of_the_configurations_is_on_the_page():
+    for path in sorted((ROOT / "launch" / "configs").glob("*.yaml")):
+        name = yaml.safe_load(path.read_text()).get("model", {}).get("backbone", "auto")
+        assert name == "auto" or name in scaling.BACKBONES, path.name
+
+
+def test_windows_fetch_less_than_the_exact_order():
+    row = scaling.data_plane(10**7, 1024, 600_000, 240)
+    default, small = (row[f"remote_bytes_per_photo_{window}"] for window in scaling.WINDOWS)
+    assert small < default < 0.5 * row["remote_bytes_per_photo"]
+
+
+def test_a_result_of_the_trainer_itself_replaces_the_prototype(tmp_path):
+    prototype = json.loads(scaling.MEASURED.read_text())["gpu_step"]
+    assert "prototype" in prototype["origin"]
+    figures = {
+        "gpu": False, "device": "a GPU", "backbone": prototype["backbone"], "accumulation": 4, "zero2": 50.0,
+        "zero2_detail": {"step_s": 1.92, "peak_memory_gib": 70.0},
+    }  # fmt: skip
+    record = {"date": "2026-01-02", "commit": "abc", "command": "a command", "figures": figures}
+    (tmp_path / "2026-01-03-train_step.json").write_text(json.dumps(record))
+    assert scaling.gpu_step(prototype, tmp_path) == prototype, "a CPU's says nothing of a GPU"
+    (tmp_path / "2026-01-02-train_step.json").write_text(json.dumps(record | {"figures": figures | {"gpu": True}}))
+    found = scaling.gpu_step(prototype, tmp_path)
+    assert (found["views_per_s"], found["memory_gib"], found["views_per_micro_step"]) == (50.0, 70.0, 24.0)
+    assert "2026-01-02" in found["origin"] and "prototype" not in found["origin"]

@@ -28,7 +28,7 @@ from benchmarks.headlines import HEADLINES
 from benchmarks.loader_clock import WARM, measure
 from benchmarks.order import count_errors, locality, weights_of
 from benchmarks.results import commit, machine, newest, save
-from benchmarks.tables import BEGIN, END, ablation, block, figure, headlines, origin, picture, wanted
+from benchmarks.tables import BEGIN, END, ablation, block, consequence, figure, headlines, origin, picture, wanted
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -61,12 +61,16 @@ def test_where_a_figure_comes_from_is_told() -> None:
     assert "an accelerator" in origin(result(machine={"gpu": "an accelerator", "cores": 2, "processor": ""}))
 
 
-def test_headlines_are_shown_of_what_was_measured_and_a_lost_figure_is_noticed() -> None:
+def test_headlines_are_shown_of_what_was_measured_and_a_lost_figure_is_named() -> None:
     lines = "\n".join(headlines({"order": result()}))
     assert lines.count("| 1,234,567 | order |") == sum(line.benchmark == "order" for line in HEADLINES) > 0
     assert "kornia" not in lines, "of a benchmark that has no result"
-    with pytest.raises(KeyError):
-        list(headlines({"order": result(figures={})}))
+    kept = result()["figures"] | {"positions_per_s": None}
+    del kept["worst_count_error_epoch"]
+    text = "\n".join(headlines({"order": result(figures=kept)}))
+    assert "positions per second" not in text and "furthest" not in text and "seconds to the first batch" in text
+    assert "`positions_per_s` of order, `worst_count_error_epoch` of order" in text
+    assert list(headlines({"order": result(figures={})}))[0].startswith("Not measured")
 
 
 @pytest.mark.parametrize(("value", "words"), [(1565059, "1,565,059"), (33.159, "33.2"), (0.0, "0"), (0, "0"), (7, "7")])
@@ -82,8 +86,32 @@ def test_the_ablation_comes_first_and_claims_stand_beside_what_was_measured() ->
     text = block({"order": result(), "ablation": ABLATION})
     assert text.index("What each component is worth") < text.index("| measured |")
     row = next(line for line in ablation(ABLATION) if line.startswith("| ema"))
-    assert row == "| ema & more | +0.020 | +0.010 to +0.030 | +0.020 | +0.010 to +0.030 | 5 | helps | +5 % |"
-    assert "| none |" in text, "a component without a claimed gain says so"
+    assert row.startswith("| ema & more | +0.020 | +0.010 to +0.030 | +0.020 | +0.010 to +0.030 | 5 | helps | helps |")
+    assert row.endswith("| on: it helps | +5 % |") and "| none |" in text, "a component without a claim says so"
+    assert "0.010 to 0.050 in MCC" in text, "what the run could have seen"
+
+
+def test_what_was_not_measured_is_named() -> None:
+    text = "\n".join(ablation(ABLATION))
+    (line,) = [line for line in text.splitlines() if "not measured by this run" in line]
+    assert all((f"`{claim.name}`" in line) == (claim.name not in ("ema", "dora")) for claim in CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("mcc", "auc", "words"),
+    [
+        ((0.01, 0.2), (-0.1, 0.1), "on: it helps"),
+        ((-0.2, -0.01), (0.01, 0.1), "to be switched off: it harms"),
+        ((-0.1, 0.1), (0.01, 0.1), "stays: it ranks better; "),
+        ((-0.1, 0.1), (-0.1, -0.01), "stays: it ranks worse; "),
+        ((-0.1, 0.1), (-0.1, 0.1), "stays: nothing shown; "),
+    ],
+)
+def test_mcc_decides_about_a_default_and_auc_is_told(
+    mcc: tuple[float, float], auc: tuple[float, float], words: str
+) -> None:
+    row = {"name": "ema", "value": 0.0, "low": mcc[0], "high": mcc[1], "auc_value": 0.0, "auc_low": auc[0]}
+    assert consequence(row | {"auc_high": auc[1]}).startswith(words)
 
 
 def test_the_picture_is_a_whole_svg_whose_marks_stand_in_order() -> None:

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from roadwork.command_line import parse
 from roadwork.engine import CPU_CONFIG, read_ds_config
+from roadwork.monitoring.board import LAYOUT
 from roadwork.monitoring.runlog import read_last_per_step
 from roadwork.training.dry_run import held_bytes
 from tests.conftest import Launch
@@ -27,17 +28,27 @@ def losses(run: Path) -> list[float]:
 
 
 def check_curves(folder: Path) -> None:
-    """TensorBoard's own reader finds every curve, once per step, and the pictures."""
+    """TensorBoard's own reader finds every curve, once per step, the pictures, and nothing that no chart shows."""
     reader = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     reader.Reload()
+    written = set(reader.Tags()["scalars"])
     wanted = {
         f"train/{name}" for name in ("loss", "focal", "consistency", "weather", "segmentation", "lr", "grad_norm")
     }
     wanted |= {"perf/images_per_s", "perf/data_wait_s", "perf/mfu", "perf/memory_gib", "train/weight_norm", "val/mcc"}
-    assert wanted <= set(reader.Tags()["scalars"])
+    assert wanted <= written
+    charted = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
+    empty = [tag for tag in charted if not any(re.fullmatch(tag, name) for name in written)]
+    assert not empty, f"charts without a curve: {empty}"
+    hidden = {name for name in written if not any(re.fullmatch(tag, name) for tag in charted)}
+    assert hidden == {"final/val_mcc"}, "curves that no chart shows (HPARAMS shows this one)"
     assert [event.step for event in reader.Scalars("train/loss")] == list(range(1, 9)), "curves overlap after a resume"
-    assert {"augmented/views", "augmented/masks", "predicted/masks", "val/confusion"} <= set(reader.Tags()["images"])
+    pictures = {"augmented/views", "augmented/masks", "predicted/masks", "val/confusion", "val/reliability"}
+    assert pictures | {"data/map_of_draws"} <= set(reader.Tags()["images"])
     assert any(tag.startswith("experts/load") for tag in reader.Tags()["histograms"])
+    assert {"val/precision_recall", "_hparams_/experiment", "_hparams_/session_start_info"} <= set(
+        reader.summary_metadata
+    )
 
 
 def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partitioned(
