@@ -42,7 +42,7 @@ from roadwork.training.validation import challenge_mcc, validate
 
 log = logging.getLogger(__name__)
 _EXPERTS_EVERY = 10
-"""Steps between readings of the experts' load: each waits for the device."""
+"""Steps between readings of the experts' load."""
 TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
@@ -93,6 +93,7 @@ class Trainer:
         kept = config.checkpoint
         self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", kept.keep_last, kept.keep_every)
         self.spikes = Spikes(config.training.spike_factor)
+        self.experts = torch.zeros(0, dtype=torch.float64, device=engine.device)
 
     def _resume(self) -> Counters:
         if self.engine.is_main:
@@ -323,7 +324,11 @@ class Trainer:
         per_rank[engine.rank, 3] = ~torch.isfinite(sums[0])
         small = sums.new_tensor([seen, skipped, bool(self.stop.received)])
         parts = [sums, self.masters.squared_norm().view(1), small, per_rank.flatten()]
-        reduced = engine.all_reduce(torch.cat(parts)).cpu()
+        reduced = engine.all_reduce(torch.cat(parts))
+        reduced, experts = torch.cat([reduced, self.experts]).cpu().split([len(reduced), len(self.experts)])
+        if len(experts):
+            self.journal.experts(step + 1, experts[:-1].view(self.config.model.num_layers, -1), float(experts[-1]))
+            self.experts = self.experts.new_zeros(0)
         terms = dict(zip(TERMS, reduced[: len(TERMS)].tolist(), strict=True))
         squared, total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 4].tolist()
         waits, times, memories, faults = reduced[len(TERMS) + 4 :].view(-1, 4).T.tolist()
@@ -376,23 +381,15 @@ class Trainer:
             )
 
     def _show(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
-        if self.engine.is_main and step % _EXPERTS_EVERY == 0:
-            with self.journal.board() as board:
-                board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
-                board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
-        every = self.config.training.image_every_steps
-        if not self.engine.is_main or not every or step % every:
+        """Rank 0: keep the experts' load on the device until `_record` reads the log anyway; pictures now and then."""
+        if not self.engine.is_main:
             return
-        valid = batch.view_mask[0].cpu()
-        first = views[0].float().cpu()
-        with self.journal.board() as board:
-            board.images("augmented/views", step + 1, first[valid])
-            if masks is not None:
-                board.images("augmented/masks", step + 1, first[valid], masks[0].cpu()[valid])
-            if outputs.seg_logits is not None:
-                kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
-                guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
-                board.images("predicted/masks", step + 1, first[kept], guess.float())
+        if step % _EXPERTS_EVERY == 0:
+            kept = outputs.view_mask.sum(1).double().mean().view(1)
+            self.experts = torch.cat([outputs.expert_load.detach().double().flatten(), kept])
+        every = self.config.training.image_every_steps
+        if every and step % every == 0:
+            self.journal.pictures(step + 1, views, batch, masks, outputs)
 
     def _validate(self) -> bool:
         """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective.
