@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -418,7 +418,8 @@ class Trainer:
                 image_only=self.config.predict.image_only,
             )
             if scores is not None and self.config.training.select_on == "challenge":
-                scores.challenge = challenge_mcc(self.engine, self.model, self.data.val, self.config.seed)
+                asked = challenge_mcc(self.engine, self.model, self.data.val, self.config.seed, interrupted)
+                scores = None if asked is None else replace(scores, challenge=asked)
         if scores is None:
             return False
         counters.validated_step = step

@@ -19,6 +19,7 @@ from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
 from roadwork.evaluation.photos import Photos
 from roadwork.inference.standing import asked
 from roadwork.models.detector import RoadworkDetector
+from roadwork.training.liveness import Stopped
 
 CHALLENGE_ROUNDS = 256
 """Questions of a validation that selects on the challenge."""
@@ -135,13 +136,29 @@ def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[
     return Scores(sample, probability, label, loss, float(mcc(confusion(label, probability))), (low, high), skipped)
 
 
-def challenge_mcc(engine: Engine, model: RoadworkDetector, index: ShardIndex, seed: int) -> float:
+def challenge_mcc(
+    engine: Engine, model: RoadworkDetector, index: ShardIndex, seed: int, interrupted: Callable[[], bool] = bool
+) -> float | None:
     """MCC of a split's labelled photos as the challenge sends them: degraded, 224 px, pixels alone. Collective.
 
     At the threshold that gives the questions' own share of positives, as `Scores.mcc`; the same questions each time.
+
+    Args:
+        interrupted: asked now and then; None is returned as soon as it says yes on any rank.
     """
+
+    def go_on() -> None:
+        vote = torch.tensor(interrupted(), dtype=torch.int32, device=engine.device)
+        if engine.all_reduce(vote, dist.ReduceOp.MAX):
+            raise Stopped
+
     rows = np.flatnonzero(np.asarray(index.label) >= 0)
-    questions, answers = asked(model, engine, [Photos(index, rows)], [index.label[rows]], CHALLENGE_ROUNDS, seed)
+    try:
+        questions, answers = asked(
+            model, engine, [Photos(index, rows)], [index.label[rows]], CHALLENGE_ROUNDS, seed, go_on
+        )
+    except Stopped:
+        return None
     label = np.array([question.label for question in questions], dtype=np.int64)
     odds = np.clip(answers, 1e-9, 1 - 1e-9)
     margin = np.log(odds) - np.log1p(-odds)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from roadwork.monitoring.runlog import read_lines
-from roadwork.training import folds
+from roadwork.training import folds, validation
 from roadwork.training.validation import challenge_mcc
 from tests.training.small_trainer import Make, make_trainer, options, sheets  # noqa: F401 - fixtures
 
@@ -67,7 +67,10 @@ def test_a_run_that_has_not_validated_misses_nothing(trainer: Make, tmp_path: Pa
     assert not (tmp_path / "run" / "best").exists() and made.counters.best_step == -1
 
 
-def test_the_best_weights_may_be_those_that_the_challenge_would_choose(trainer: Make, tmp_path: Path) -> None:
+def test_the_best_weights_may_be_those_that_the_challenge_would_choose(
+    trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "CHALLENGE_ROUNDS", 64)  # two turns of questions
     made = trainer("--training.select_on=challenge", "--training.validate_every_steps=3")
     counters = made.run()
     lines = list(read_lines(tmp_path / "run" / "validation.jsonl"))
