@@ -41,8 +41,7 @@ from roadwork.training.spikes import Spikes
 from roadwork.training.validation import challenge_mcc, validate
 
 log = logging.getLogger(__name__)
-_EXPERTS_EVERY = 10
-"""Steps between readings of the experts' load."""
+_EXPERTS_EVERY = 10  # steps
 TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
@@ -145,13 +144,15 @@ class Trainer:
 
     def _steps(self, batches: Iterator[Batch], progress: Progress, garbage: GarbageCollection) -> bool:
         """The loop. True where a signal ended it; a checkpoint of the last step is then complete."""
-        counters, training = self.counters, self.config.training
+        counters, training, self.finite = self.counters, self.config.training, replace(self.counters)
         if self._due(counters.step) and not self._validate():
             return self._leave()
         for step in range(counters.step, self.steps_total):
             if self._stale():
                 log.info("no better MCC in %d validations: stopped early at step %d", training.patience, step)
                 return False
+            if not counters.nonfinite_steps:
+                self.finite = replace(counters)
             try:
                 record, stop = self.optimizer_step(step, batches)
             except Stopped:
@@ -374,10 +375,11 @@ class Trainer:
         tell = log.error if self.engine.is_main else log.warning  # one line on the console
         tell("step %d skipped on all ranks: %s is not finite; the batch holds %s", record["step"], where, names)
         if self.counters.nonfinite_steps >= self.config.training.max_nonfinite_steps:
-            self.checkpoints.wait()
+            row, self.counters = self.counters.nonfinite_steps, self.finite  # a relaunch makes those steps again
+            kept = "the checkpoint" if self._saved() else "no checkpoint could be written: the newest"
             raise UserError(
-                f"{self.counters.nonfinite_steps} steps in a row had NaN or infinite gradients, the last at step "
-                f"{record['step']} (photos {names}); the weights are from before: lower training.learning_rate"
+                f"{row} steps in a row had NaN or infinite gradients, the last at step {record['step']} (photos {names}); "
+                f"{kept} is from before: lower training.learning_rate and launch again"
             )
 
     def _show(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
