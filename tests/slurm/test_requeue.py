@@ -41,7 +41,9 @@ def job(stage: str, folder: Path, made: str, status: int = 1, reason: str = "") 
         MADE=str(folder / "run" / made) if made else "/dev/null", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n0",
         SLURM_JOB_NUM_NODES="1", REASON=reason,
     )  # fmt: skip
-    script = f"echo $$ > {folder / 'shell'}; source launch/slurm/launch.sh; roadwork_job {stage} --run.dir={folder / 'run'}"
+    script = (
+        f"echo $$ > {folder / 'shell'}; source launch/slurm/launch.sh; roadwork_job {stage} --run.dir={folder / 'run'}"
+    )
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=given, capture_output=True, text=True, timeout=300)
     return done.returncode, notes.exists(), done.stdout + done.stderr
 
