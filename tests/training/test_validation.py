@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roadwork.data.loader import EvalLoader
+from roadwork.errors import UserError
 from roadwork.training import loop
 from roadwork.training.parts import build_data, build_model
 from roadwork.training.validation import Scores, validate
@@ -86,3 +87,17 @@ def test_the_averaged_weights_are_judged_and_training_goes_on_with_its_own(
     assert all(torch.equal(p, trained[name]) for name, p in made.masters.parameters.items())
     apart = any(not torch.equal(tensor, trained[name]) for name, tensor in expected.items())
     assert apart == bool(decay)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [(["steps=7", "epochs=2"], 7), (["steps=0"], 6), (["steps=0", "epochs=2"], 11), (["steps=0", "epochs=0.01"], 1)],
+)
+def test_it_comes_every_so_many_steps_or_epochs(given: list[str], steps: int, shards: Path, tmp_path: Path) -> None:
+    config = options(tmp_path, shards, *(f"--training.validate_every_{word}" for word in given))
+    assert build_data(config).validate_every == steps, "21 photos, 4 in a step"
+
+
+def test_it_cannot_come_every_zeroth_epoch(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training.validate_every_epochs is 0"):
+        options(tmp_path, shards, "--training.validate_every_epochs=0")
