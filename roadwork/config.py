@@ -252,7 +252,9 @@ class TrainingConfig:
     ema_decay: float = 0.999
     """Decay of the average of the fp32 master weights; warmed up. 0: no average."""
     validate_every_steps: int = 0
-    """Optimizer steps between validations; 0: once per epoch."""
+    """Optimizer steps between validations; 0: validate_every_epochs decides."""
+    validate_every_epochs: float = 1.0
+    """Epochs between validations, parts of one too; used where validate_every_steps is 0."""
     select_on: Literal["mcc", "challenge"] = "mcc"
     """What best/ and early stopping go by: MCC of the validation photos, or of the same as the challenge sends them."""
     patience: int = 5

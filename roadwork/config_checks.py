@@ -31,9 +31,11 @@ def validate(config: Config) -> None:
     _positive("training.global_batch", training.global_batch)
     _positive("training.micro_batch", training.micro_batch)
     _positive("training.learning_rate", training.learning_rate)
+    _positive("training.validate_every_epochs", training.validate_every_epochs)
     for name, value in (
         ("training.max_steps", training.max_steps),
         ("training.epochs", training.epochs),
+        ("training.validate_every_steps", training.validate_every_steps),
         ("training.gc_every_steps", training.gc_every_steps),
         ("training.spike_factor", training.spike_factor),
         ("checkpoint.keep_every", config.checkpoint.keep_every),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -103,6 +104,11 @@ def build_shards(folder: Path) -> None:
 def require(name: str, program: str, install: str) -> None:
     """Skip where the system lacks a program, unless ROADWORK_REQUIRE says that it must be there."""
     if shutil.which(program) is None:
-        if name in os.environ.get("ROADWORK_REQUIRE", "").split():
-            pytest.fail(f"{program} is required here and missing: {install}")
-        pytest.skip(f"{program} is missing: {install}")
+        lacking(name, f"{program} is missing: {install}")
+
+
+def lacking(name: str, what: str) -> NoReturn:
+    """Skip for want of something, or fail where ROADWORK_REQUIRE says that it must be there."""
+    if name in os.environ.get("ROADWORK_REQUIRE", "").split():
+        pytest.fail(f"required here (ROADWORK_REQUIRE has {name}): {what}")
+    pytest.skip(what)

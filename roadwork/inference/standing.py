@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from roadwork.evaluation.photos import Photos
 from roadwork.models import RoadworkDetector
 
 ROUNDS = 1000
+CHUNK = 32
+"""Questions that a process asks between two chances to stop."""
 
 
 def synthetic_half(config: Config) -> tuple[list[Path], npt.NDArray[np.int64]] | None:
@@ -56,15 +59,26 @@ def halves(
 
 
 def asked(
-    network: RoadworkDetector, engine: Engine, sources: Sequence[Any], labels: Sequence[Any], rounds: int, seed: int
+    network: RoadworkDetector,
+    engine: Engine,
+    sources: Sequence[Any],
+    labels: Sequence[Any],
+    rounds: int,
+    seed: int,
+    go_on: Callable[[], None] = lambda: None,
 ) -> tuple[list[challenge.Challenge], npt.NDArray[np.float64]]:
-    """Questions drawn from the `halves`, and the network's answers [rounds]. Collective: the questions are shared
-    out.
+    """Questions drawn from the `halves`, and the network's answers [rounds]. Collective: the questions are shared out.
+
+    Args:
+        go_on: called before every CHUNK questions, as often on every rank; what it raises ends the asking.
     """
     questions = challenge.draw_challenges(labels, rounds, seed)
     mine = list(enumerate(questions))[engine.rank :: engine.world_size]
-    answers = challenge.ask(network.predict_batch, mine, sources, seed)
-    pairs = [(number, float(p)) for (number, _), p in zip(mine, answers, strict=True)]
+    answers: list[float] = []
+    for first in range(0, math.ceil(rounds / engine.world_size), CHUNK):
+        go_on()
+        answers += challenge.ask(network.predict_batch, mine[first : first + CHUNK], sources, seed).tolist()
+    pairs = [(number, p) for (number, _), p in zip(mine, answers, strict=True)]
     return questions, np.asarray([p for _, p in sorted(engine.gather_object(pairs))])
 
 

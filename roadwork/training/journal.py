@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from roadwork.config import Config
+from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
 from roadwork.monitoring.board import Board
 from roadwork.monitoring.runlog import RunLog
@@ -78,6 +80,25 @@ class Journal:
         log.info("step %d: validation MCC %.3f (%.3f to %.3f)", step, scores.mcc, low, high)
         if scores.challenge is not None:
             log.info("step %d: challenge (%s): MCC %.3f", step, scores.challenge[1], scores.challenge[0])
+
+    def experts(self, step: int, load: Tensor, kept_views: float) -> None:
+        """Share of the tokens of each expert [layers, experts], and the mean number of views that pruning kept."""
+        with self.board() as board:
+            board.expert_load(step, load)
+            board.scalars(step, {"train/kept_views": kept_views})
+
+    def pictures(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
+        """The first photo of a micro-batch as the model saw it, its masks, and the masks that were predicted."""
+        valid = batch.view_mask[0].cpu()
+        first = views[0].float().cpu()
+        with self.board() as board:
+            board.images("augmented/views", step, first[valid])
+            if masks is not None:
+                board.images("augmented/masks", step, first[valid], masks[0].cpu()[valid])
+            if outputs.seg_logits is not None:
+                kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
+                guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
+                board.images("predicted/masks", step, first[kept], guess.float())
 
     def spike(self, record: dict[str, Any]) -> None:
         """One loss that stands out, with the photos of its step."""

@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """All ranks left an optimizer step unfinished: weights and optimizer are still those of the step before."""
+    """All ranks left an optimizer step or a judgement unfinished: weights and optimizer are those of the step before."""
 
 
 class StopRequest:

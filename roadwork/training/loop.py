@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ from roadwork.training.unreadable import judge_budget, stop_on_faults
 from roadwork.training.validation import challenge_mcc, validate
 
 log = logging.getLogger(__name__)
-_EXPERTS_EVERY = 10
-"""Steps between readings of the experts' load: each waits for the device."""
+_EXPERTS_EVERY = 10  # steps
 TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
@@ -94,6 +93,7 @@ class Trainer:
         kept = config.checkpoint
         self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", kept.keep_last, kept.keep_every)
         self.spikes = Spikes(config.training.spike_factor)
+        self.experts = torch.zeros(0, dtype=torch.float64, device=engine.device)
 
     def _resume(self) -> Counters:
         if self.engine.is_main:
@@ -145,13 +145,15 @@ class Trainer:
 
     def _steps(self, batches: Iterator[Batch], progress: Progress, garbage: GarbageCollection) -> bool:
         """The loop. True where a signal ended it; a checkpoint of the last step is then complete."""
-        counters, training = self.counters, self.config.training
+        counters, training, self.finite = self.counters, self.config.training, replace(self.counters)
         if self._due(counters.step) and not self._validate():
             return self._leave()
         for step in range(counters.step, self.steps_total):
             if self._stale():
                 log.info("no better MCC in %d validations: stopped early at step %d", training.patience, step)
                 return False
+            if not counters.nonfinite_steps:
+                self.finite = replace(counters)
             try:
                 record, stop = self.optimizer_step(step, batches)
             except Stopped:
@@ -321,7 +323,11 @@ class Trainer:
         per_rank[engine.rank, 3] = ~torch.isfinite(sums[0])
         small = sums.new_tensor([seen, skipped, bool(self.stop.received)])
         parts = [sums, self.masters.squared_norm().view(1), small, per_rank.flatten()]
-        reduced = engine.all_reduce(torch.cat(parts)).cpu()
+        reduced = engine.all_reduce(torch.cat(parts))
+        reduced, experts = torch.cat([reduced, self.experts]).cpu().split([len(reduced), len(self.experts)])
+        if len(experts):
+            self.journal.experts(step + 1, experts[:-1].view(self.config.model.num_layers, -1), float(experts[-1]))
+            self.experts = self.experts.new_zeros(0)
         terms = dict(zip(TERMS, reduced[: len(TERMS)].tolist(), strict=True))
         squared, total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 4].tolist()
         waits, times, memories, faults = reduced[len(TERMS) + 4 :].view(-1, 4).T.tolist()
@@ -367,30 +373,23 @@ class Trainer:
         tell = log.error if self.engine.is_main else log.warning  # one line on the console
         tell("step %d skipped on all ranks: %s is not finite; the batch holds %s", record["step"], where, names)
         if self.counters.nonfinite_steps >= self.config.training.max_nonfinite_steps:
-            self.checkpoints.wait()
+            row, self.counters = self.counters.nonfinite_steps, self.finite  # a relaunch makes those steps again
+            kept = "the checkpoint" if self._saved() else "no checkpoint could be written: the newest"
             raise UserError(
-                f"{self.counters.nonfinite_steps} steps in a row had NaN or infinite gradients, the last at step "
-                f"{record['step']} (photos {names}); the weights are from before: lower training.learning_rate"
+                f"{row} steps in a row had NaN or infinite gradients, the last at step {record['step']} (photos {names}); "
+                f"{kept} is from before: lower training.learning_rate and launch again"
             )
 
     def _show(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
-        if self.engine.is_main and step % _EXPERTS_EVERY == 0:
-            with self.journal.board() as board:
-                board.expert_load(step + 1, outputs.expert_load.detach().float().cpu())
-                board.scalars(step + 1, {"train/kept_views": float(outputs.view_mask.sum(1).float().mean())})
-        every = self.config.training.image_every_steps
-        if not self.engine.is_main or not every or step % every:
+        """Rank 0: keep the experts' load on the device until `_record` reads the log anyway; pictures now and then."""
+        if not self.engine.is_main:
             return
-        valid = batch.view_mask[0].cpu()
-        first = views[0].float().cpu()
-        with self.journal.board() as board:
-            board.images("augmented/views", step + 1, first[valid])
-            if masks is not None:
-                board.images("augmented/masks", step + 1, first[valid], masks[0].cpu()[valid])
-            if outputs.seg_logits is not None:
-                kept = outputs.kept[0].cpu()[outputs.view_mask[0].cpu()]
-                guess = outputs.seg_logits[0].detach().float().cpu().sigmoid()[: len(kept)] > 0.5
-                board.images("predicted/masks", step + 1, first[kept], guess.float())
+        if step % _EXPERTS_EVERY == 0:
+            kept = outputs.view_mask.sum(1).double().mean().view(1)
+            self.experts = torch.cat([outputs.expert_load.detach().double().flatten(), kept])
+        every = self.config.training.image_every_steps
+        if every and step % every == 0:
+            self.journal.pictures(step + 1, views, batch, masks, outputs)
 
     def _validate(self) -> bool:
         """Score the averaged weights on the validation groups; keep them in best/ where they are better. Collective.
@@ -419,7 +418,8 @@ class Trainer:
                 image_only=self.config.predict.image_only,
             )
             if scores is not None and self.config.training.select_on == "challenge":
-                scores.challenge = challenge_mcc(self.engine, self.model, self.data.val, self.config)
+                asked = challenge_mcc(self.engine, self.model, self.data.val, self.config, interrupted)
+                scores = None if asked is None else replace(scores, challenge=asked)
         if scores is None:
             return False
         counters.validated_step = step

@@ -23,6 +23,8 @@ from roadwork.training.masters import Masters
 from roadwork.training.parts import build_data, build_model
 from roadwork.training.pretrain import prepare_folder
 
+CURVE, PICTURE = "lr_finder.json", "lr_finder.png"
+
 
 @dataclass
 class RangeTest:
@@ -68,11 +70,14 @@ class RangeTest:
         return self.rates[1 + min(range(len(slopes)), key=slopes.__getitem__)]
 
 
-def find_learning_rate(config: Config) -> RangeTest:
+def find_learning_rate(config: Config) -> RangeTest | None:
     """Run the range test; writes `lr_finder.json`, `lr_finder.png` and TensorBoard's `lr_finder/loss`. Collective.
 
     The engine, the optimizer, the order, the augmentation and the losses are those of pre-training; nothing of the run is
     changed: weights and optimizer state are put back bit for bit, and no checkpoint is written.
+
+    Returns:
+        the test; None where a stop signal cut it short: the files are then absent, also those of an earlier test.
     """
     accumulation(config, launched_world_size())
     data = build_data(config)
@@ -81,31 +86,44 @@ def find_learning_rate(config: Config) -> RangeTest:
     quiet_libraries(folder / "logs" / f"find_lr-rank-{launched_rank():04d}.log")
     engine = Engine.start(config, "find_lr", trains=True)
     trainer = Trainer(config, engine, data, made, subfolder="lr_finder")
+    if engine.is_main:
+        for name in (CURVE, PICTURE):  # they say that the test has ended
+            (folder / name).unlink(missing_ok=True)
     saved = snapshot(trainer.masters)
     test = RangeTest(config.lr_finder)
-    loader = data.train_loader(engine, config, 0)
+    ended = _sweep(trainer, test)
+    restore(trainer.masters, saved)
+    if engine.is_main and ended:
+        _report(folder, test, trainer)
+    elif engine.is_main:
+        sys.stdout.write(f"find_lr stopped after {len(test.rates)} steps; launch again to do it anew\n")
+    trainer.close()
+    engine.close()
+    return test if ended else None
+
+
+def _sweep(trainer: Trainer, test: RangeTest) -> bool:
+    """Take the steps of a range test; False where a signal cut it short. Collective."""
+    config, data, engine = trainer.config, trainer.data, trainer.engine
     steps = min(config.lr_finder.steps, data.steps)
+    loader = data.train_loader(engine, config, 0)
     progress = Progress("find_lr", steps, enabled=engine.is_main and config.monitoring.console)
     try:
         batches = iter(loader)
         for step in range(steps):
-            rate = test.rate(step)
-            trainer.fixed_rate = rate
+            trainer.fixed_rate = rate = test.rate(step)
             record, stop = trainer.optimizer_step(step, batches)
             progress.update(step + 1, config.training.global_batch, {"lr": rate, "loss": record["loss"]})
-            if test.add(rate, record["loss"]) or stop:
-                break
+            if test.add(rate, record["loss"]):
+                return True
+            if stop and step + 1 < steps:
+                return False
     except Stopped:
-        pass  # nothing of the run was touched; the curve so far is written
+        return False
     finally:
         progress.close()
         loader.close()
-    restore(trainer.masters, saved)
-    if engine.is_main:
-        _report(folder, test, trainer)
-    trainer.close()
-    engine.close()
-    return test
+    return True
 
 
 def snapshot(masters: Masters) -> dict[str, Any]:
@@ -132,21 +150,20 @@ def _report(folder: Path, test: RangeTest, trainer: Trainer) -> None:
     from matplotlib import pyplot
 
     suggestion = test.suggestion()
-    write_atomic(
-        folder / "lr_finder.json",
-        json.dumps({"suggestion": suggestion, "rates": test.rates, "losses": test.losses}, indent=1),
-    )
     figure, axes = pyplot.subplots(figsize=(7, 4))
     axes.semilogx(test.rates, test.losses)
     if suggestion is not None:
         axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggestion {suggestion:.1e}")
         axes.legend()
     axes.set(xlabel="learning rate", ylabel="loss, smoothed", title="learning-rate range test")
-    figure.savefig(folder / "lr_finder.png", dpi=120, bbox_inches="tight")
+    figure.savefig(folder / PICTURE, dpi=120, bbox_inches="tight")
     with trainer.journal.board() as board:
         for index, loss in enumerate(test.losses):
             board.scalars(index, {"lr_finder/loss": loss, "lr_finder/lr": test.rates[index]})
         board.figures(0, {"lr_finder/curve": figure})
     pyplot.close(figure)
+    # Last: the pipeline knows by it that the test has ended.
+    found = {"suggestion": suggestion, "rates": test.rates, "losses": test.losses}
+    write_atomic(folder / CURVE, json.dumps(found, indent=1))
     said = f"suggested learning rate: {suggestion:.2e}" if suggestion else "the loss never fell: no suggestion"
-    sys.stdout.write(f"{said}\ncurve: {folder / 'lr_finder.png'}\n")
+    sys.stdout.write(f"{said}\ncurve: {folder / PICTURE}\n")

@@ -103,7 +103,7 @@ def build_data(config: Config) -> Data:
     training, batch = config.training, config.training.global_batch
     weighted, window = config.data.gps_weighted, config.data.window if config.data.order == "windowed" else 0
     end = training.max_steps * batch if training.max_steps else round(training.epochs * len(train))
-    per_epoch = max(1, math.ceil(len(train) / batch))
+    by_epochs = max(1, math.ceil(training.validate_every_epochs * len(train) / batch))
     return Data(
         train=train,
         val=val,
@@ -112,7 +112,7 @@ def build_data(config: Config) -> Data:
         photos=stream_digest(train, weighted=weighted),
         steps=math.ceil(end / batch),
         end_position=end,
-        validate_every=training.validate_every_steps or per_epoch,
+        validate_every=training.validate_every_steps or by_epochs,
         view_size=train.view_size,
         global_batch=batch,
         keep_ratio=config.model.keep_ratio,

@@ -20,6 +20,7 @@ from roadwork.evaluation.challenge import HALVES
 from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
 from roadwork.inference.standing import asked, halves
 from roadwork.models.detector import RoadworkDetector
+from roadwork.training.liveness import Stopped
 from roadwork.training.unreadable import stop_on_faults
 
 CHALLENGE_ROUNDS = 256
@@ -145,15 +146,31 @@ def score(index: ShardIndex, rows: list[tuple[int, float]], skipped: list[tuple[
 
 
 def challenge_mcc(
-    engine: Engine, model: RoadworkDetector, index: ShardIndex, config: Config, rounds: int = CHALLENGE_ROUNDS
-) -> tuple[float, str]:
+    engine: Engine,
+    model: RoadworkDetector,
+    index: ShardIndex,
+    config: Config,
+    interrupted: Callable[[], bool] = bool,
+) -> tuple[float, str] | None:
     """MCC of a split's labelled photos, and of predict.challenge_synthetic where it is given, as the challenge sends
     them: degraded, 224 px, pixels alone; and the halves that were asked ('real half only'). Collective.
 
     At the threshold that gives the questions' own share of positives, as `Scores.mcc`; the same questions each time.
+
+    Args:
+        interrupted: asked now and then; None is returned as soon as it says yes on any rank.
     """
+
+    def go_on() -> None:
+        vote = torch.tensor(interrupted(), dtype=torch.int32, device=engine.device)
+        if engine.all_reduce(vote, dist.ReduceOp.MAX):
+            raise Stopped
+
     sources, labels = halves(config, index, np.flatnonzero(np.asarray(index.label) >= 0))
-    questions, answers = asked(model, engine, sources, labels, rounds, config.seed)
+    try:
+        questions, answers = asked(model, engine, sources, labels, CHALLENGE_ROUNDS, config.seed, go_on)
+    except Stopped:
+        return None
     label = np.array([question.label for question in questions], dtype=np.int64)
     odds = np.clip(answers, 1e-9, 1 - 1e-9)
     margin = np.log(odds) - np.log1p(-odds)

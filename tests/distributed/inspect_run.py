@@ -4,9 +4,13 @@ import hashlib
 import json
 import sys
 
+import torch
+
+import roadwork.training.loop as loop
 import roadwork.training.pretrain as stage
 from roadwork.command_line import parse
 from roadwork.training.loop import Trainer
+from roadwork.training.validation import validate
 
 stem, positions = sys.argv[1], {}
 
@@ -17,6 +21,19 @@ class Watched(Trainer):
     def _micro_step(self, step, micro, batch, counts):  # type: ignore[no-untyped-def]
         positions.setdefault(step, []).extend(int(p) for p in batch.position)
         return super()._micro_step(step, micro, batch, counts)
+
+    def _validate(self) -> bool:
+        def watched(*given, **named):  # type: ignore[no-untyped-def]
+            self.validated = {"average": self._computes_with(average), "weights": self._computes_with(weights)}
+            return validate(*given, **named)
+
+        average = self.average.whole()
+        weights = {name: self.masters.gather(name, self.masters.flats()) for name in self.masters.parameters}
+        loop.validate = watched
+        return super()._validate()
+
+    def _computes_with(self, whole: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(p, whole[name].to(p.dtype)) for name, p in self.masters.parameters.items())
 
     def _finish(self) -> None:
         super()._finish()
@@ -31,6 +48,7 @@ class Watched(Trainer):
             "owned": sum(state["exp_avg"].numel() for state in self.masters.states()),
             "parameters": sum(p.numel() for p in self.masters.parameters.values()),
             "held": self._held(),
+            "validated": self.validated,
         }
         with open(f"{stem}-{self.engine.rank}.json", "w") as file:
             json.dump(seen, file)

@@ -60,6 +60,7 @@ def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partit
     ranks = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0]["weights"] == ranks[1]["weights"], "the ranks hold different weights after training"
     assert ranks[0]["stage"] == 2 and ranks[0]["dtype"] == "torch.bfloat16"
+    assert all(rank["validated"] == {"average": True, "weights": False} for rank in ranks)
     for step in range(4):
         first, second = ranks[0]["positions"][step], ranks[1]["positions"][step]
         assert not set(first) & set(second)

@@ -2,9 +2,9 @@
 
 An accident has `step` (counted from 0), `rank`, `do`, and `micro` (default 0) or `where`: `validation`, `saving` (as the
 checkpoint of that many steps begins) or `writing` (when its folder has its name, just before COMPLETE). What it does: a
-signal's name (sent to itself), `sleep` (seconds), `nan` (this rank's loss), `inf` (one of its gradients, while the loss is
-finite), `fill` (the run folder's disk, up to `leave` bytes), `free` (gives that space back and notes which checkpoints
-were complete meanwhile).
+signal's name (sent to itself; with `all` to every rank, itself last), `sleep` (seconds), `nan` (this rank's loss), `inf`
+(one of its gradients, while the loss is finite), `fill` (the run folder's disk, up to `leave` bytes), `free` (gives that
+space back and notes which checkpoints were complete meanwhile).
 """
 
 import contextlib
@@ -70,8 +70,7 @@ class Accident(Trainer):
             if event.get("where") == "saving":
                 self._suffer(event)
             elif event.get("where") == "writing" and self.engine.is_main:
-                number = getattr(signal, event["do"])
-                checkpoint.write_atomic = lambda *_, number=number: os.kill(os.getpid(), number)
+                checkpoint.write_atomic = lambda *_, event=event: self._signal(event)
         super()._save()
 
     def _suffer(self, event: dict) -> None:
@@ -96,7 +95,13 @@ class Accident(Trainer):
             names = [path.name for path in complete_checkpoints(self.checkpoints.folder)]
             Path(event["note"]).write_text(json.dumps(names))
         else:
-            os.kill(os.getpid(), getattr(signal, action))
+            self._signal(event)
+
+    def _signal(self, event: dict) -> None:
+        ranks = [json.loads(path.read_text())["pid"] for path in self.folder.glob("ranks/rank-*.json")]
+        peers = [pid for pid in ranks if pid != os.getpid()] if event.get("all") else []
+        for pid in [*peers, os.getpid()]:
+            os.kill(pid, getattr(signal, event["do"]))
 
 
 stage.Trainer = Accident  # type: ignore[misc]

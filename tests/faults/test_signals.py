@@ -43,8 +43,8 @@ def test_stopped_twice_and_damaged_it_ends_as_if_nothing_had_happened(
 ) -> None:
     run = tmp_path / "run"
     common = options(run, shards)
-    # SIGKILL at the worst instant of a write: the folder of step 4 has its name and every file, but no COMPLETE.
-    torn = launch(DRILL, plan({"step": 4, "where": "writing", "rank": 0, "do": "SIGKILL"}), *common)
+    # SIGKILL to all ranks at the worst instant of a write: step 4's folder has its name and every file, but no COMPLETE.
+    torn = launch(DRILL, plan({"step": 4, "where": "writing", "rank": 0, "do": "SIGKILL", "all": True}), *common)
     assert torn.status != 0 and complete(run) == ["step-00000002"]
     assert (run / "checkpoints" / "step-00000004" / "master.safetensors").is_file()
     # While blocks compile a signal ends both ranks at once: nothing is unsaved.
@@ -79,8 +79,8 @@ def test_stopped_twice_and_damaged_it_ends_as_if_nothing_had_happened(
     assert len(complete(run)) == 2
 
 
-def test_a_killed_launcher_takes_its_ranks_along_and_a_hung_rank_is_named(
-    launch: Launch, shards: Path, tmp_path: Path
+def test_a_killed_launcher_takes_its_ranks_along_a_hung_rank_is_named_and_then_it_ends_as_if_nothing_had_happened(
+    launch: Launch, whole: Path, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     common = options(run, shards)
@@ -104,3 +104,5 @@ def test_a_killed_launcher_takes_its_ranks_along_and_a_hung_rank_is_named(
         or "_suffer" in (run / "ranks" / "rank-0001.stacks").read_text()
     )
     assert complete(run)[-1] == "step-00000004"
+    ended_well(launch("launch/pretrain.py", *common))
+    assert_same_end(run, whole)

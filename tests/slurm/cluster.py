@@ -1,4 +1,4 @@
-"""A real Slurm of two one-processor nodes on this machine, in a folder of its own: munged, slurmctld, two slurmd."""
+"""A real Slurm of three one-processor nodes on this machine, in a folder of its own: munged, slurmctld, three slurmd."""
 
 from __future__ import annotations
 
@@ -46,8 +46,12 @@ ReturnToService=2
 PropagateResourceLimits=NONE
 NodeName=n0 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[3]} CPUs=1
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[4]} CPUs=1
 PartitionName=all Nodes=n[0-1] Default=YES MaxTime=INFINITE State=UP
+# For a job that only waits, beside those that compute.
+PartitionName=aside Nodes=n2 MaxTime=INFINITE State=UP
 """
+NODES = ("n0", "n1", "n2")
 
 
 class Cluster:
@@ -59,14 +63,14 @@ class Cluster:
         self.environment = environment(SLURM_CONF=str(folder / "slurm.conf"))
 
     def start(self) -> None:
-        """Bring both nodes to idle. Fails the test with the daemons' logs where that takes a minute."""
+        """Bring all nodes to idle. Fails the test with the daemons' logs where that takes a minute."""
         folder = self.folder
-        for name in ("state", "spool-n0", "spool-n1"):
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir()
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
-        ports = [free_port() for _ in range(4)]
+        ports = [free_port() for _ in range(5)]
         first = 1 + 20 * secrets.randbelow(500)
         text = CONFIGURATION.format(folder=folder, ports=ports, first=first, user=getpass.getuser())
         (folder / "slurm.conf").write_text(text)
@@ -74,9 +78,9 @@ class Cluster:
         self._daemon("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
         self.until(lambda: (folder / "munge.socket").exists(), 20, "munged to listen")
         self._daemon("slurmctld", "-D")
-        for node in ("n0", "n1"):
+        for node in NODES:
             self._daemon("slurmd", "-D", "-N", node)
-        self.until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle", "idle"], 60, "two idle nodes")
+        self.until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * 3, 60, "idle nodes")
 
     def _daemon(self, *command: str) -> None:
         with open(self.folder / f"{command[0]}-{len(self.daemons)}.out", "wb") as log:

@@ -46,6 +46,28 @@ def submit(cluster: Cluster, stage: str, *words: str, sbatch: tuple[str, ...] = 
     return cluster.tell("sbatch", "--parsable", export, output, *sbatch, f"launch/slurm/{stage}.sbatch", *words)
 
 
+WAITS = """#!/usr/bin/env bash
+# Stands for the stage's python: launched first it waits until it is terminated, launched again it is done at once.
+case "$*" in
+  *accelerate*) [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] || exit 0
+    trap 'exit 143' TERM
+    sleep 600 & wait ;;
+  *) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A job with a minute to run, Slurm's least, that waits through it on a node of its own beside the other tests."""
+    folder = tmp_path_factory.mktemp("limited")
+    (folder / "python").write_text(WAITS.format(python=sys.executable))
+    (folder / "python").chmod(0o755)
+    # The script's own warning would come before the limit: another one, which nobody minds.
+    limits = ("--partition=aside", "--time=1", "--signal=B:CONT@1", f"--export=ALL,PYTHON={folder / 'python'}")
+    return submit(cluster, "predict", f"--run.dir={folder / 'run'}", sbatch=limits)
+
+
 def said(cluster: Cluster, job: str) -> str:
     """What the job has printed, on all its launches."""
     path = cluster.folder / f"job-{job}.log"
@@ -198,3 +220,11 @@ def test_a_wrong_option_ends_the_job_with_its_line_and_is_not_tried_again(cluste
     assert "micro_batch" in said(cluster, job)
     assert cluster.state(job)["ExitCode"] == "2:0"
     assert cluster.state(job)["Restarts"] == "0"
+
+
+def test_killed_by_its_time_limit_without_a_warning_a_job_comes_back(cluster, limited):
+    cluster.until(lambda: cluster.state(limited).get("Restarts") == "1", 3 * 120, "the job to be requeued")
+    cluster.until(lambda: cluster.state(limited).get("JobState") == "COMPLETED", 3 * 60, "the job to end")
+    printed = said(cluster, limited)
+    assert "warned" not in printed and "terminated (SIGTERM): the ranks save and stop" in printed
+    assert "not finished: back into the queue" in printed and "predict is done" in printed

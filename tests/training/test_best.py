@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from roadwork.monitoring.runlog import read_lines
-from roadwork.training import folds
+from roadwork.training import folds, validation
 from roadwork.training.validation import challenge_mcc
 from tests.training.small_trainer import Make, make_trainer, options, sheets  # noqa: F401 - fixtures
 
@@ -68,7 +68,10 @@ def test_a_run_that_has_not_validated_misses_nothing(trainer: Make, tmp_path: Pa
     assert not (tmp_path / "run" / "best").exists() and made.counters.best_step == -1
 
 
-def test_the_best_weights_may_be_those_that_the_challenge_would_choose(trainer: Make, tmp_path: Path) -> None:
+def test_the_best_weights_may_be_those_that_the_challenge_would_choose(
+    trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "CHALLENGE_ROUNDS", 64)  # two turns of questions
     made = trainer("--training.select_on=challenge", "--training.validate_every_steps=3")
     counters = made.run()
     lines = list(read_lines(tmp_path / "run" / "validation.jsonl"))
@@ -80,7 +83,10 @@ def test_the_best_weights_may_be_those_that_the_challenge_would_choose(trainer: 
     assert again == challenge_mcc(made.engine, made.model, made.data.val, made.config)
 
 
-def test_the_generated_half_is_asked_where_it_is_given(trainer: Make, tmp_path: Path) -> None:
+def test_the_generated_half_is_asked_where_it_is_given(
+    trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "CHALLENGE_ROUNDS", 24)
     for label in "01":
         (tmp_path / "drawn" / label).mkdir(parents=True)
         Image.new("RGB", (300, 240), (255 * int(label),) * 3).save(tmp_path / "drawn" / label / "one.png")
@@ -88,6 +94,6 @@ def test_the_generated_half_is_asked_where_it_is_given(trainer: Make, tmp_path: 
     seen: list[float] = []
     predict_batch = made.model.predict_batch
     made.model.predict_batch = lambda photos: seen.extend(float(p.std()) for p in photos) or predict_batch(photos)
-    _, halves = challenge_mcc(made.engine, made.model, made.data.val, made.config, rounds=24)
-    assert halves == "real and synthetic halves"
+    asked = challenge_mcc(made.engine, made.model, made.data.val, made.config)
+    assert asked is not None and asked[1] == "real and synthetic halves"
     assert len(seen) == 24 and sum(spread == 0 for spread in seen) >= 2, "pictures of one colour are the generated ones"

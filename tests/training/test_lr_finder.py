@@ -1,11 +1,20 @@
-"""The range test's arithmetic; the stage itself runs in tests/distributed."""
+"""The range test's arithmetic, and a stop signal; on two processes: tests/distributed/test_find_lr.py."""
 
 import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from roadwork import pipeline
 from roadwork.config import LrFinderConfig
-from roadwork.training.lr_finder import RangeTest
+from roadwork.training import lr_finder
+from roadwork.training.liveness import SIGNALS
+from roadwork.training.loop import Trainer
+from roadwork.training.lr_finder import RangeTest, find_learning_rate
+from tests.training.small_trainer import options, plain_engine, sheets  # noqa: F401 - fixtures
 
 
 def sweep(loss: object, options: LrFinderConfig) -> RangeTest:
@@ -46,3 +55,29 @@ def test_smoothing_is_bias_corrected() -> None:
     test = RangeTest(LrFinderConfig(smoothing=0.9))
     test.add(1e-6, 2.0)
     assert test.losses[0] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("at", [(2, 0), (2, 1)], ids=["within a step", "after a step"])
+def test_a_stop_signal_leaves_no_curve_that_the_pipeline_takes_for_a_whole_one(
+    at: tuple[int, int], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Signalled(Trainer):
+        def _micro_step(self, step: int, micro: int, *given: Any) -> Any:
+            if (step, micro) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super()._micro_step(step, micro, *given)
+
+    config = options(tmp_path, shards, "--lr_finder.steps=4")
+    for name in ("lr_finder.json", "lr_finder.png"):
+        (tmp_path / name).write_text("of an earlier test")
+    monkeypatch.setattr(lr_finder, "Trainer", Signalled)
+    monkeypatch.setattr(lr_finder, "quiet_libraries", lambda path: None)
+    monkeypatch.setattr(lr_finder.Engine, "start", lambda config, *given, **named: plain_engine(config))
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert find_learning_rate(config) is None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert f"find_lr stopped after {2 + at[1]} steps; launch again to do it anew\n" in capsys.readouterr().out
+    assert not list(tmp_path.glob("lr_finder.*")) and not pipeline._ended(config, "find_lr")

@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from roadwork.evaluation import challenge
+from roadwork.inference.standing import CHUNK
 from roadwork.training.checkpoint import Checkpointer, complete_checkpoints
 from roadwork.training.loop import Trainer
+from roadwork.training.validation import CHALLENGE_ROUNDS
 from tests.training.small_trainer import Make, make_trainer, sheets  # noqa: F401 - fixtures
 
 
@@ -65,6 +69,26 @@ def test_where_nothing_is_unsaved_a_signal_ends_the_process_at_once(when: str) -
     assert done.returncode == 0 and done.stdout == ""
     number = signal.SIGUSR2 if when == "before" else signal.SIGTERM
     assert done.stderr == f"signal {number.value}: left at once, nothing was unsaved\n"
+
+
+def test_a_signal_ends_the_challenges_questions_too_and_the_ranks_say_meanwhile_that_they_live(
+    trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer("--training.select_on=challenge", "--training.validate_every_steps=3")
+    beats = []
+
+    def interrupted(network: Any, questions: list[Any], *given: Any) -> Any:
+        beats.append(made.heart._state["beats"])
+        if len(beats) == 2:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return np.full(len(questions), 0.5)
+
+    monkeypatch.setattr(challenge, "ask", interrupted)
+    counters = made.run()
+    assert len(beats) == 2 < CHALLENGE_ROUNDS // CHUNK and beats[1] > beats[0]
+    assert (counters.step, counters.validated_step, counters.best_step, counters.finished) == (3, -1, -1, False)
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003"]
+    assert not (tmp_path / "run" / "best").exists()
 
 
 def test_a_checkpoint_that_a_full_disk_refused_is_written_when_a_signal_comes(
