@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from roadwork.config import ModelConfig
 from roadwork.data.views import check_view_size
 from roadwork.errors import UserError
-from roadwork.models.backbone import Backbone, mark_dynamic
+from roadwork.models.backbone import Backbone, compile_block
 from roadwork.models.fusion import GatedFusion, Pyramid
 from roadwork.models.layer import Layer
 from roadwork.models.metadata import METADATA_DIM, MetadataEncoder
@@ -266,9 +266,6 @@ class RoadworkDetector(Saved, nn.Module):
         stats = []
         with self._attention():
             for layer in self.layers:
-                if self.compiled:
-                    mark_dynamic(x, 0, 1)
-                    mark_dynamic(mask, 0, 1)
                 x, layer_stats = layer(x, mask)
                 stats.append(layer_stats)
         balance, load = balance_loss(torch.stack(stats), self.config.num_experts, everywhere=self.training)
@@ -348,11 +345,16 @@ class RoadworkDetector(Saved, nn.Module):
         """
         if not options and self.config.compile_mode != "default":
             options = {"mode": self.config.compile_mode}
-        blocks = [*self.backbone.blocks(), *self.layers]
-        for block in blocks:
-            block.compile(**options)
+        inner = self.backbone.blocks()
+        for block in inner:
+            compile_block(block, 0, **options)
+        for layer in self.layers:
+            compile_block(layer, 0, 1, **options)
+        count = len(inner) + len(self.layers)
+        # Blocks of one class share their code, and every width and mode counts: past the limit torch leaves them uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * count)
         self.compiled = self.backbone.compiled = True
-        return len(blocks)
+        return count
 
     def _attention_in_use(self) -> str:
         """Name of the kernels that torch takes for the attention over views on this device and in this dtype, unmasked."""

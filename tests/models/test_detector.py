@@ -279,16 +279,3 @@ def test_attention_runs_on_the_kernels_that_were_asked_for_and_says_which(
 def test_another_attention_is_refused_by_name(build: Build) -> None:
     with pytest.raises(UserError, match=r"model.attention is 'quick'; allowed: auto, flash, cudnn, efficient, math"):
         build(attention="quick")
-
-
-def test_compiled_blocks_have_no_graph_break_and_do_not_compile_again(build: Build, photos: Photos) -> None:
-    model = build(num_layers=1).eval()
-    batches = [photos([3, 2]), photos([4, 4, 1]), photos([5, 2])]
-    expected = [model(views, mask, None, boxes).logits for views, mask, boxes in batches]
-    torch._dynamo.reset()
-    names = list(model.state_dict())
-    assert model.compile_blocks(fullgraph=True, backend="aot_eager") > len(model.backbone.units())
-    assert list(model.state_dict()) == names and model.runtime()["compile"] == "per block, default"
-    for i, (views, mask, boxes) in enumerate(batches):
-        with torch._dynamo.config.patch(error_on_recompile=i > 0):
-            torch.testing.assert_close(model(views, mask, None, boxes).logits, expected[i], atol=1e-5, rtol=1e-4)

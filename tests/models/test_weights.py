@@ -73,4 +73,4 @@ def test_a_hub_out_of_reach_is_one_line_that_says_what_to_do(monkeypatch: pytest
     before = weights.hub.HF_HUB_OFFLINE
     with pytest.raises(UserError, match=r"no pretrained weights of test_vit \(.*\); pass --model.weights") as caught:
         load(create(Recipe("test_vit"), 64), Recipe("test_vit"), "auto")
-    assert "\n" not in str(caught.value) and weights.hub.HF_HUB_OFFLINE == before
+    assert "\n" not in str(caught.value) and before == weights.hub.HF_HUB_OFFLINE
