@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from roadwork.errors import UserError
 from roadwork.models import Encoded, Outputs, RoadworkDetector
@@ -209,14 +210,22 @@ def test_encode_then_decide_is_forward_and_encodings_can_be_kept(build: Build, p
     assert again.seg_logits is None
 
 
-def test_checkpointing_gives_the_same_gradients(build: Build, photos: Photos) -> None:
+@pytest.mark.parametrize("name", NETS)
+def test_checkpointing_gives_the_same_gradients(build: Build, photos: Photos, name: str) -> None:
+    """Of every parameter, in train mode; and each unit is indeed computed twice."""
     views, mask, boxes = photos([3, 2])
-    grads = []
+    grads: list[dict[str, Tensor | None]] = []
+    runs = []
     for on in (False, True):
-        model = build(activation_checkpointing=on, dropout=0.0, metadata_dropout=0.0).train()
+        model = build(backbone=name, activation_checkpointing=on, dropout=0.0, metadata_dropout=0.0).train()
+        runs.append(0)
+        for block in model.backbone.blocks():
+            block.register_forward_pre_hook(lambda module, inputs: runs.append(runs.pop() + 1))
         _loss(model(views, mask, None, boxes)).backward()
-        grads.append(model.backbone.units()[0].attn.qkv.weight.grad)
-    torch.testing.assert_close(grads[0], grads[1])
+        grads.append({key: value.grad for key, value in model.named_parameters()})
+    assert runs[1] == 2 * runs[0] > 0
+    for key, value in grads[0].items():
+        torch.testing.assert_close(grads[1][key], value, msg=key)
 
 
 def test_same_seed_same_weights_and_no_all_zero_row(build: Build) -> None:
@@ -265,11 +274,22 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
     ("asked", "used"), [("auto", "flash"), ("flash", "flash"), ("math", "math"), ("cudnn", "math")]
 )
 def test_attention_runs_on_the_kernels_that_were_asked_for_and_says_which(
-    build: Build, photos: Photos, asked: str, used: str
+    build: Build, photos: Photos, asked: str, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU torch has flash kernels and its own arithmetic; what cannot serve gives way to the latter."""
     model = build(attention=asked).eval()
-    assert model.runtime()["attention"] == f"{asked} ({used})"
+    assert model.runtime()["attention"] == f"{asked} (views {used}, backbone {used})"
+    convolutional = build(attention=asked, backbone="test_efficientnet")
+    assert convolutional.runtime()["attention"] == f"{asked} (views {used})"
+    chosen: list[tuple[tuple[int, ...], bool]] = []
+
+    def choice(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> int:
+        chosen.append((tuple(q.shape), attn_mask is None))
+        return SDPBackend.MATH.value
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choice)
+    assert model.runtime()["attention"].endswith("(views math, backbone math)")
+    assert chosen == [((1, 4, 12, 8), False), ((1, 2, 17, 32), True)]  # as they are computed: 12 views, 4 x 4 patches
     views, mask, boxes = photos([3, 2])
     torch.testing.assert_close(
         model(views, mask, None, boxes).logits, build().eval()(views, mask, None, boxes).logits, atol=1e-5, rtol=1e-4
