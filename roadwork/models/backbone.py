@@ -193,6 +193,13 @@ class Backbone(nn.Module):
                 f"use a multiple such as {below} or {below + self.stride}"
             )
 
+    def attention_shape(self, view_size: int) -> tuple[int, int, int] | None:
+        """Heads, tokens and width of a head in a ViT's blocks; None where torch's attention is not called."""
+        attn: Any = getattr(self.units()[0], "attn", None)
+        if not self.vit or not getattr(attn, "fused_attn", False):
+            return None
+        return attn.num_heads, self.net.num_prefix_tokens + (view_size // self.stride) ** 2, attn.head_dim
+
     # ----- training and freezing
 
     def _trainable_units(self, trainable: str) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import ModelConfig
-from roadwork.data.views import check_view_size
+from roadwork.data.views import MAX_VIEWS, check_view_size
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone, compile_block
 from roadwork.models.fusion import GatedFusion, Pyramid
@@ -357,12 +357,18 @@ class RoadworkDetector(Saved, nn.Module):
         return count
 
     def _attention_in_use(self) -> str:
-        """Name of the kernels that torch takes for the attention over views on this device and in this dtype, unmasked."""
-        attention = cast(Layer, self.layers[0]).attention
-        weight = self.projection.weight
-        q = weight.new_empty(1, attention.num_heads, 2, attention.head_dim)
+        """Kernels that torch takes on this device and in this dtype: over views, masked as `decide` does, and in a ViT."""
+        weight, attention = self.projection.weight, cast(Layer, self.layers[0]).attention
+        views = weight.new_empty(1, attention.num_heads, MAX_VIEWS, attention.head_dim)
+        there = torch.ones(1, 1, 1, MAX_VIEWS, dtype=torch.bool, device=weight.device)
+        asked = {"views": (views, there)}
+        if (shape := self.backbone.attention_shape(self.view_size)) is not None:
+            asked["backbone"] = (weight.new_empty(1, *shape), None)
         with self._attention():
-            return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.removesuffix("_ATTENTION").lower()
+            used = {
+                part: SDPBackend(torch._fused_sdp_choice(q, q, q, attn_mask=mask)) for part, (q, mask) in asked.items()
+            }
+        return ", ".join(f"{part} {kernel.name.removesuffix('_ATTENTION').lower()}" for part, kernel in used.items())
 
     def runtime(self) -> dict[str, str]:
         """The options in use, for logs: attention backend, compilation, dtype, recomputation, origin of the weights."""
