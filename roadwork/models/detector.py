@@ -328,8 +328,7 @@ class RoadworkDetector(Saved, nn.Module):
         if boxes is None:
             boxes = torch.zeros(*grid, 4, device=views.device)
             boxes[..., 2:] = 1.0
-        if tuple(boxes.shape) != (*grid, 4):
-            raise ValueError(f"boxes have shape {tuple(boxes.shape)}; expected {(*grid, 4)}")
+        _check_boxes(boxes, mask)
         return mask, boxes.to(views.device, torch.float32)
 
     def _attention(self) -> AbstractContextManager[Any]:
@@ -381,6 +380,21 @@ class RoadworkDetector(Saved, nn.Module):
             "activation_checkpointing": "on" if self.config.activation_checkpointing else "off",
             "trainable": self.config.trainable,
         }
+
+
+def _check_boxes(boxes: Tensor, mask: Tensor) -> None:
+    """ValueError for boxes that are not [B, V, 4] fractions; values of the views that are there, on the host only."""
+    if tuple(boxes.shape) != (*mask.shape, 4) or not boxes.is_floating_point():
+        raise ValueError(f"boxes are {boxes.dtype} {tuple(boxes.shape)}; expected floats {(*mask.shape, 4)}")
+    if boxes.device.type != "cpu" or mask.device.type != "cpu" or torch.compiler.is_exporting():
+        return
+    there = boxes.detach()[mask]
+    right = (there >= -0.01).all(1) & (there <= 1.01).all(1) & (there[:, 2:] >= there[:, :2]).all(1)
+    if not bool(right.all()):  # a NaN is no fraction either
+        raise ValueError(
+            f"a box is {[round(float(edge), 4) for edge in there[~right][0]]}; expected fractions of the photo "
+            f"(x0, y0, x1, y1) with x0 <= x1 and y0 <= y1"
+        )
 
 
 def _zeroed(x: Tensor, mask: Tensor) -> Tensor:

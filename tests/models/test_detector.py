@@ -250,6 +250,11 @@ def test_a_photo_without_views_is_finite(build: Build) -> None:
 def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
     model = build().eval()
     good = torch.rand(2, 3, 3, 64, 64)
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 3, 4)
+
+    def box(width: float, height: float) -> Tensor:
+        return torch.tensor([width, height, width, height])
+
     cases: list[tuple[str, tuple[object, ...]]] = [
         ("expected \\[B, V, 3, S, S\\]", (good[0],)),
         ("expected \\[B, V, 3, S, S\\]", (good[:, :, :1],)),
@@ -261,6 +266,10 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
         ("view_mask", (good, torch.ones(2, 3))),
         ("view_mask", (good, torch.ones(2, 4, dtype=torch.bool))),
         ("boxes", (good, None, None, torch.rand(2, 3, 2))),
+        ("boxes are torch.int64", (good, None, None, torch.ones(2, 3, 4, dtype=torch.int64))),
+        ("a box is \\[0.0, 0.0, 640.0, 480.0\\]; expected fractions", (good, None, None, boxes * box(640, 480))),
+        ("a box is \\[nan", (good, None, None, boxes * float("nan"))),
+        ("a box is \\[1.0, 0.0, 0.0, 1.0\\]", (good, None, None, boxes[..., [2, 1, 0, 3]])),
         ("metadata\\['gps'\\]", (good, None, {"gps": torch.rand(2)})),
         ("metadata\\['weather'\\]", (good, None, {"weather": torch.tensor([1, 8])})),
     ]
