@@ -28,6 +28,7 @@ NOT_BENCHMARKS = {
     "ablation_variants",
     "headlines",
     "references",
+    "augment_errors",
     "augment_sheet",
     "loader_clock",
     "loader_peers",
