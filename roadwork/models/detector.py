@@ -360,7 +360,7 @@ class RoadworkDetector(Saved, nn.Module):
         weight, attention = self.projection.weight, cast(Layer, self.layers[0]).attention
         views = weight.new_empty(1, attention.num_heads, MAX_VIEWS, attention.head_dim)
         there = torch.ones(1, 1, 1, MAX_VIEWS, dtype=torch.bool, device=weight.device)
-        asked = {"views": (views, there)}
+        asked: dict[str, tuple[Tensor, Tensor | None]] = {"views": (views, there)}
         if (shape := self.backbone.attention_shape(self.view_size)) is not None:
             asked["backbone"] = (weight.new_empty(1, *shape), None)
         with self._attention():
