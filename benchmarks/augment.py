@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.augment_errors import max_errors
 from roadwork.config import AugmentConfig
-from roadwork.data.augment import Augment, colour, gaussian_blur, warp
-from roadwork.data.augment_colour import colour_matrices, mean_grey
-from roadwork.data.augment_geometry import from_corners
+from roadwork.data.augment import Augment
 
 PHOTOS, VIEWS = 4, 12
 CONFIG = replace(AugmentConfig(), flip_p=0.7)  # the sketch's flip; all else are the defaults, which are the sketch's
@@ -137,29 +136,6 @@ def measure(size: int, device: torch.device, rounds: int, clock: Callable[[], fl
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def max_errors(device: torch.device) -> dict[str, float]:
-    """Largest difference from the references on smooth pictures (tests/data/test_augment_ops.py has all of them)."""
-    import kornia
-    import torchvision.transforms.v2.functional as TF
-
-    coarse = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    x = nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(0, 1).to(device) * 0.4 + 0.3
-    matrix = from_corners(np.random.default_rng(0).uniform(-0.15, 0.15, (2, 4, 2)))
-    pixels = np.array([[32, 0, 31.5], [0, 32, 31.5], [0, 0, 1]])
-    forward = torch.from_numpy(pixels @ np.linalg.inv(matrix) @ np.linalg.inv(pixels)).float().to(device)
-    ones = np.ones(2)
-    linear = torch.from_numpy(colour_matrices(ones * 1.2, ones * 0.8, ones * 0.8, ones * 0)).float().to(device)
-    shift = (0.2 * 1.2 * mean_grey(x))[:, None, None].expand(-1, 3, 1)
-    steps = TF.adjust_saturation(TF.adjust_contrast(TF.adjust_brightness(x, 1.2), 0.8), 0.8)
-    warped = kornia.geometry.transform.warp_perspective(x, forward, (64, 64))
-    pairs = {
-        "perspective_kornia": (warp(x, torch.from_numpy(matrix).float()), warped),
-        "colour_torchvision": (colour(x, torch.cat([linear, shift], 2)), steps),
-        "gaussian_blur_kornia": (gaussian_blur(x, 2.0), kornia.filters.gaussian_blur2d(x, (13, 13), (2.0, 2.0))),
-    }
-    return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.results import RESULTS, ROOT, save
 
 NOT_BENCHMARKS = {
@@ -26,12 +28,14 @@ NOT_BENCHMARKS = {
     "ablation_variants",
     "headlines",
     "references",
+    "augment_errors",
     "augment_sheet",
     "loader_clock",
     "loader_peers",
     "training_run",
     "photographs",
     "scaling_probe",
+    "step_parts",
 }
 """Modules of this folder without a figure of their own, and one that needs photographs of yours."""
 
@@ -42,10 +46,13 @@ class Words:
 
     always: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
+    gpu: tuple[str, ...] = ()
+    """Besides, where CUDA is there."""
 
 
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
+    "augment": Words(gpu=("--sizes", "518,512,128")),  # 518: the seed's views
     "build": Words((), ("--photos", "60", "--rounds", "1")),
     "demo": Words(("--run", "RUN")),
     "fairness": Words(("--photos", "860"), ("--photos", "240")),  # the photos of the demo
@@ -54,6 +61,7 @@ ARGUMENTS: dict[str, Words] = {
     "masks": Words(),
     "order": Words((), ("--big", "1000000")),
     "tta": Words(("--run", "RUN", "--shards", "SHARDS"), ("--photos", "8", "--augmentations", "4")),
+    "train_step": Words(gpu=("--profile", "--data", "resident", "--model.compile=true")),
 }
 """What differs from `python -m benchmarks.NAME --json`."""
 
@@ -69,6 +77,7 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     words = ARGUMENTS.get(name, Words())
     places = {"RUN": options.run, "SHARDS": options.shards or f"{options.run}/shards"}
     chosen = [*words.always, *(words.quick if options.quick else ())]
+    chosen += words.gpu if torch.cuda.is_available() else ()
     if name == "loader" and options.peers_venv:
         chosen += ["--peers-venv", options.peers_venv]
     return ["-m", f"benchmarks.{name}", *(places.get(word, word) for word in chosen), "--json"]

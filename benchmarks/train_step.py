@@ -4,6 +4,10 @@ Loader or resident batches, augmentation, every head and loss, accumulation, cli
 runs between two checkpoints. A plain loop, ZeRO-2, and ZeRO-2 without view pruning take turns in one process, and the
 figures are medians over rounds (ratios: of each round). Weights are randomly initialised: they do not change the time.
 
+Besides, of the ZeRO-2 arm: `forward_of_ceiling` (forward passes alone), `augment_ms` of 48 views of `augment_size` px and
+`augment_share`, what that is of a step's time; null where the arm did not run. `compile_s` is what the first step of an arm
+took beyond a later one; null without `--model.compile`.
+
 World size is 1; for more, `accelerate launch --num_processes N -m benchmarks.train_step --shards DIR`. Without a GPU it
 measures the demo's model on the CPU, says `gpu: false`, and takes as the ceiling a smaller matrix product in the faster of
 bf16 and fp32. Options of the configuration (`--a.b=VALUE`) replace those of `launch/configs/natix.yaml` on a GPU, of
@@ -30,6 +34,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
+from benchmarks.step_parts import PHOTOS, VIEWS, augment_ms, forward_rate
 from benchmarks.training_run import options, shards_for
 from roadwork.cli import exit_on_user_error
 from roadwork.config import Config
@@ -100,6 +105,7 @@ class Bench:
         self.steps = arguments.steps or (10 if gpu else 3)
         self.warm = arguments.warm or (3 if gpu else 1)
         self.turns: dict[str, list[dict[str, float]]] = defaultdict(list)
+        self.parts: list[dict[str, float]] = []
         self.facts: dict[str, Any] = {}
         self.top: list[dict[str, Any]] = []
 
@@ -128,6 +134,8 @@ class Bench:
         source = iter(loader)
         batches = kept(source, trainer.micro_steps) if resident else source
         self._time(arm, trainer, batches, resident)
+        if arm == "zero2":
+            self._time_parts(trainer, next(batches))
         if profiled:
             self.top = profile(trainer, batches, self.gpu)
         self._note(config, trainer)
@@ -161,6 +169,21 @@ class Bench:
                 "first_step_s": first,
                 "ceiling": trainer.utilisation.ceiling,
                 "memory_gib": memory_gib(trainer.engine.device),
+            }
+        )
+
+    def _time_parts(self, trainer: Trainer, batch: Batch) -> None:
+        """Forward and augmentation on their own, in the state that the steps left the machine in."""
+        device, size = trainer.engine.device, 518 if self.gpu else trainer.model.view_size
+        rate = forward_rate(trainer, batch, self.steps)
+        spent = augment_ms(trainer.augment, size, self.steps, device)
+        views = trainer.counts.views(0)[0] / trainer.engine.world_size
+        self.parts.append(
+            {
+                "forward": rate,
+                "augment_ms": spent,
+                "augment_size": size,
+                "augment_step_ms": spent * views / (PHOTOS * VIEWS),
             }
         )
 
@@ -202,8 +225,24 @@ class Bench:
             }
         made["zero2_over_plain"] = self._ratio("zero2", "plain", "views_per_s")
         made["pruning_speedup"] = self._ratio("zero2", "zero2_unpruned", "photos_per_s")
+        made |= self._parts(ceiling)
         made["load_average"] = round(os.getloadavg()[0], 2)
         return {**made, "profile": self.top} if self.top else made
+
+    def _parts(self, ceiling: float) -> dict[str, float | None]:
+        """Figures of the parts of a step; None where they were not measured (no ZeRO-2 arm, nothing compiled)."""
+        made: dict[str, float | None] = dict.fromkeys(
+            ("forward_of_ceiling", "augment_ms", "augment_size", "augment_share")
+        )
+        if self.parts:
+            middle = {name: statistics.median(part[name] for part in self.parts) for name in self.parts[0]}
+            step_ms = 1e3 * statistics.median(turn["step_s"] for turn in self.turns["zero2"])
+            made["forward_of_ceiling"] = round(middle["forward"] / ceiling, 4)
+            made["augment_ms"], made["augment_size"] = round(middle["augment_ms"], 2), middle["augment_size"]
+            made["augment_share"] = round(middle["augment_step_ms"] / step_ms, 4)
+        beyond = [turn["first_step_s"] - turn["step_s"] for turns in self.turns.values() for turn in turns]
+        made["compile_s"] = round(max(beyond), 2) if self.facts.get("compile") else None  # later turns find it done
+        return made
 
     def _ratio(self, one: str, other: str, name: str) -> float | None:
         pairs = list(zip(self.turns[one], self.turns[other], strict=False))

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -89,6 +91,21 @@ def start(script: str, *arguments: str, processes: int = 2, config: str = "cpu.y
         "--main_process_port", str(free_port()), script, *arguments,
     ]  # fmt: skip
     return Job(command, environment(**extra))
+
+
+def spawn(function: Callable[..., None], *arguments: Any, processes: int = 2, timeout: float = 240) -> None:
+    """`function(rank, *arguments)` in processes of their own; ranks that outlive the time-out are killed and fail the test."""
+    import torch.multiprocessing as mp
+
+    context = mp.spawn(function, arguments, nprocs=processes, join=False)
+    end = time.monotonic() + timeout
+    try:
+        while not context.join(timeout=max(0.0, min(10.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                pytest.fail(f"the {processes} processes outlived {timeout} s")
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 def build_shards(folder: Path) -> None:

@@ -275,9 +275,19 @@ def _check_shapes(views: Tensor, key: Tensor, masks: Tensor | None, view_mask: T
         raise ValueError(f"augmentation needs views [B, V, 3, S, S], got {list(views.shape)}")
     if not views.is_floating_point():
         raise ValueError(f"augmentation needs float views in [0, 1], got {views.dtype}; divide bytes by 255")
+    if (
+        views.device.type == "cpu" and views.numel()
+    ):  # a GPU would have to wait; the first views tell bytes from fractions
+        low, high = (float(bound) for bound in views[:, 0].aminmax())
+        if not -0.01 <= low <= high <= 1.01:
+            raise ValueError(f"augmentation needs views in [0, 1], these range from {low:.3g} to {high:.3g}")
     if key.shape != views.shape[:1]:
         raise ValueError(f"augmentation needs one key per photo, [{views.shape[0]}], got {list(key.shape)}")
     if masks is not None and (masks.dim() != 5 or masks.shape[:2] != views.shape[:2]):
         raise ValueError(f"masks must be [B, V, C, h, w] with the views' B and V, got {list(masks.shape)}")
+    if masks is not None and not (masks.is_floating_point() or masks.dtype in (torch.uint8, torch.bool)):
+        raise ValueError(f"masks must be floats, uint8 or bool, got {masks.dtype}")
+    if view_mask is not None and view_mask.dtype != torch.bool:
+        raise ValueError(f"view_mask must be bool, got {view_mask.dtype}")
     if view_mask is not None and view_mask.shape != views.shape[:2]:
         raise ValueError(f"view_mask must be {list(views.shape[:2])}, got {list(view_mask.shape)}")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roadwork.losses.focal import IGNORE
+from roadwork.losses.focal import IGNORE, check_labels
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 
 
@@ -29,6 +29,7 @@ class WeatherLoss(nn.Module):
                 f"weather loss needs logits [B, 8] and target [B], got {list(logits.shape)} and {list(target.shape)}"
             )
         valid = target != IGNORE if present is None else (target != IGNORE) & present
+        check_labels(target, valid, logits.shape[1], "weather loss")
         log_p = F.log_softmax(hide(upcast(logits), valid), -1)
         loss = -log_p.gather(1, torch.where(valid, target, 0)[:, None]).squeeze(1)
         return masked_mean(loss, valid, count)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roadwork.errors import UserError
-from roadwork.losses.focal import IGNORE
+from roadwork.losses.focal import IGNORE, check_labels
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 
 Pooling = Literal["attention", "noisy_or", "max", "mean"]
@@ -119,6 +119,7 @@ class ViewSupervision(nn.Module):
     ) -> Tensor:
         """Mean over labelled photos; shapes as in `pool_views`, target [B] with -100 for unknown."""
         valid = target != IGNORE if present is None else (target != IGNORE) & present
+        check_labels(target, valid, view_logits.shape[-1], "view supervision")
         pooled = pool_views(hide(view_logits, valid), view_mask, attention, self.how)
         log_p = F.log_softmax(hide(pooled, valid), -1)
         loss = -log_p.gather(1, torch.where(valid, target, 0)[:, None]).squeeze(1)

@@ -15,6 +15,18 @@ IGNORE = -100
 _TINY = 1e-12  # below it (1 - p) ** gamma has an infinite slope for gamma < 1
 
 
+def check_labels(target: Tensor, valid: Tensor, classes: int, loss: str) -> None:
+    """ValueError for labels [B] that are no class where `valid` [B]; their values are read on a CPU only (no sync)."""
+    if target.is_floating_point():
+        raise ValueError(f"{loss} needs integer labels, got {target.dtype}")
+    if target.device.type != "cpu" or valid.device.type != "cpu":
+        return
+    known = target.numpy()[valid.numpy()]
+    wrong = known[(known < 0) | (known >= classes)]
+    if len(wrong):
+        raise ValueError(f"{loss} got the label {wrong[0]}; allowed: 0 to {classes - 1}, and {IGNORE} for unknown")
+
+
 class FocalLoss(nn.Module):
     """Softmax focal loss with label smoothing and a weight per class.
 
@@ -79,6 +91,7 @@ class FocalLoss(nn.Module):
                 f"focal alpha has {len(self.alpha)} weights for {logits.shape[1]} classes; give one per class"
             )
         valid = target != IGNORE if present is None else (target != IGNORE) & present
+        check_labels(target, valid, logits.shape[1], "focal loss")
         logits = hide(upcast(logits), valid)
         return masked_mean(self.elements(logits, torch.where(valid, target, 0)), valid, count)
 

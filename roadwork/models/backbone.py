@@ -45,10 +45,23 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
-def mark_dynamic(x: Tensor, *dims: int) -> None:
-    """Tell the compiler that these sizes vary from batch to batch (1 stays a size of its own)."""
-    for dim in dims:
-        torch._dynamo.maybe_mark_dynamic(x, dim)
+def compile_block(block: nn.Module, *dims: int, **options: Any) -> None:
+    """torch.compile a module in place, for tensors whose sizes `dims` vary from call to call (1 stays a size of its own).
+
+    The sizes are marked on whatever the module is called with: also within a stage of a convolutional net, where the
+    tensors are timm's. It must happen outside of the compiled call, so a hook (which is compiled too) comes too late.
+    """
+    block.compile(**options)
+    compiled = block._compiled_call_impl
+
+    @functools.wraps(compiled)  # type: ignore[arg-type]
+    def call(*tensors: Any, **more: Any) -> Any:
+        for tensor in tensors:
+            for dim in dims:
+                torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        return compiled(*tensors, **more)  # type: ignore[misc]
+
+    block._compiled_call_impl = call
 
 
 class Backbone(nn.Module):
@@ -180,6 +193,13 @@ class Backbone(nn.Module):
                 f"use a multiple such as {below} or {below + self.stride}"
             )
 
+    def attention_shape(self, view_size: int) -> tuple[int, int, int] | None:
+        """Heads, tokens and width of a head in a ViT's blocks; None where torch's attention is not called."""
+        attn: Any = getattr(self.units()[0], "attn", None)
+        if not self.vit or not getattr(attn, "fused_attn", False):
+            return None
+        return attn.num_heads, self.net.num_prefix_tokens + (view_size // self.stride) ** 2, attn.head_dim
+
     # ----- training and freezing
 
     def _trainable_units(self, trainable: str) -> int:
@@ -257,8 +277,6 @@ class Backbone(nn.Module):
         remember = self.checkpointing and self.training and torch.is_grad_enabled()
         mixed = bool(getattr(self.net, "rope_mixed", False))
         for i, unit in enumerate(self.units()[start:stop], start):
-            if self.compiled:
-                mark_dynamic(x, 0)
             arguments: dict[str, Any] = {}
             if state.rope is not None:
                 arguments["rope"] = state.rope[i] if mixed else state.rope

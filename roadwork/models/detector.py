@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import ModelConfig
-from roadwork.data.views import check_view_size
+from roadwork.data.views import MAX_VIEWS, check_view_size
 from roadwork.errors import UserError
-from roadwork.models.backbone import Backbone, mark_dynamic
+from roadwork.models.backbone import Backbone, compile_block
 from roadwork.models.fusion import GatedFusion, Pyramid
 from roadwork.models.layer import Layer
 from roadwork.models.metadata import METADATA_DIM, MetadataEncoder
@@ -266,9 +266,6 @@ class RoadworkDetector(Saved, nn.Module):
         stats = []
         with self._attention():
             for layer in self.layers:
-                if self.compiled:
-                    mark_dynamic(x, 0, 1)
-                    mark_dynamic(mask, 0, 1)
                 x, layer_stats = layer(x, mask)
                 stats.append(layer_stats)
         balance, load = balance_loss(torch.stack(stats), self.config.num_experts, everywhere=self.training)
@@ -331,8 +328,7 @@ class RoadworkDetector(Saved, nn.Module):
         if boxes is None:
             boxes = torch.zeros(*grid, 4, device=views.device)
             boxes[..., 2:] = 1.0
-        if tuple(boxes.shape) != (*grid, 4):
-            raise ValueError(f"boxes have shape {tuple(boxes.shape)}; expected {(*grid, 4)}")
+        _check_boxes(boxes, mask)
         return mask, boxes.to(views.device, torch.float32)
 
     def _attention(self) -> AbstractContextManager[Any]:
@@ -348,19 +344,30 @@ class RoadworkDetector(Saved, nn.Module):
         """
         if not options and self.config.compile_mode != "default":
             options = {"mode": self.config.compile_mode}
-        blocks = [*self.backbone.blocks(), *self.layers]
-        for block in blocks:
-            block.compile(**options)
+        inner = self.backbone.blocks()
+        for block in inner:
+            compile_block(block, 0, **options)
+        for layer in self.layers:
+            compile_block(layer, 0, 1, **options)
+        count = len(inner) + len(self.layers)
+        # Blocks of one class share their code, and every width and mode counts: past the limit torch leaves them uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * count)
         self.compiled = self.backbone.compiled = True
-        return len(blocks)
+        return count
 
     def _attention_in_use(self) -> str:
-        """Name of the kernels that torch takes for the attention over views on this device and in this dtype, unmasked."""
-        attention = cast(Layer, self.layers[0]).attention
-        weight = self.projection.weight
-        q = weight.new_empty(1, attention.num_heads, 2, attention.head_dim)
+        """Kernels that torch takes on this device and in this dtype: over views, masked as `decide` does, and in a ViT."""
+        weight, attention = self.projection.weight, cast(Layer, self.layers[0]).attention
+        views = weight.new_empty(1, attention.num_heads, MAX_VIEWS, attention.head_dim)
+        there = torch.ones(1, 1, 1, MAX_VIEWS, dtype=torch.bool, device=weight.device)
+        asked: dict[str, tuple[Tensor, Tensor | None]] = {"views": (views, there)}
+        if (shape := self.backbone.attention_shape(self.view_size)) is not None:
+            asked["backbone"] = (weight.new_empty(1, *shape), None)
         with self._attention():
-            return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.removesuffix("_ATTENTION").lower()
+            used = {
+                part: SDPBackend(torch._fused_sdp_choice(q, q, q, attn_mask=mask)) for part, (q, mask) in asked.items()
+            }
+        return ", ".join(f"{part} {kernel.name.removesuffix('_ATTENTION').lower()}" for part, kernel in used.items())
 
     def runtime(self) -> dict[str, str]:
         """The options in use, for logs: attention backend, compilation, dtype, recomputation, origin of the weights."""
@@ -373,6 +380,21 @@ class RoadworkDetector(Saved, nn.Module):
             "activation_checkpointing": "on" if self.config.activation_checkpointing else "off",
             "trainable": self.config.trainable,
         }
+
+
+def _check_boxes(boxes: Tensor, mask: Tensor) -> None:
+    """ValueError for boxes that are not [B, V, 4] fractions; values of the views that are there, on the host only."""
+    if tuple(boxes.shape) != (*mask.shape, 4) or not boxes.is_floating_point():
+        raise ValueError(f"boxes are {boxes.dtype} {tuple(boxes.shape)}; expected floats {(*mask.shape, 4)}")
+    if boxes.device.type != "cpu" or mask.device.type != "cpu" or torch.compiler.is_exporting():
+        return
+    there = boxes.detach()[mask]
+    right = (there >= -0.01).all(1) & (there <= 1.01).all(1) & (there[:, 2:] >= there[:, :2]).all(1)
+    if not bool(right.all()):  # a NaN is no fraction either
+        raise ValueError(
+            f"a box is {[round(float(edge), 4) for edge in there[~right][0]]}; expected fractions of the photo "
+            f"(x0, y0, x1, y1) with x0 <= x1 and y0 <= y1"
+        )
 
 
 def _zeroed(x: Tensor, mask: Tensor) -> Tensor:

@@ -171,16 +171,9 @@ def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load by name (through timm's own filter for the architecture), else in order where every shape agrees."""
     wanted = net.state_dict()
     state = {key.removeprefix("module.").removeprefix("backbone.net."): value for key, value in state.items()}
-    if missing := set(wanted) - set(state):
-        adapt: Callable[..., dict[str, Tensor]] | None = getattr(
-            sys.modules[type(net).__module__], "checkpoint_filter_fn", None
-        )
-        if adapt is not None:
-            try:
-                state = {**state, **adapt(dict(state), net)}
-            except Exception:  # the filter of another architecture: the comparison below says what differs
-                adapt = None
-        missing = set(wanted) - set(state)
+    if any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
+        state = _filtered(net, state)
+    missing = set(wanted) - set(state)
     if not missing:
         chosen = {key: state[key] for key in wanted}
     else:
@@ -195,6 +188,19 @@ def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
                 f"this backbone wants {tuple(wanted[key].shape)}"
             )
     net.load_state_dict(chosen)
+
+
+def _filtered(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state after timm's filter for the architecture: it renames, and resamples learned positions to the net's grid."""
+    adapt: Callable[..., dict[str, Tensor]] | None = getattr(
+        sys.modules[type(net).__module__], "checkpoint_filter_fn", None
+    )
+    if adapt is None:
+        return state
+    try:
+        return {**state, **adapt(dict(state), net)}
+    except Exception:  # the filter of another architecture: the caller's comparison says what differs
+        return state
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

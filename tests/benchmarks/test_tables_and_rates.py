@@ -176,7 +176,7 @@ def test_the_last_line_is_the_result_or_there_is_none(text: str, found: dict | N
     assert run_all.last_json_line(text) == found
 
 
-def test_folders_stand_where_a_benchmark_reads_them() -> None:
+def test_folders_stand_where_a_benchmark_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(run="runs/x", shards=None, quick=False, peers_venv=None)
     assert run_all.command("tta", options) == [
         "-m", "benchmarks.tta", "--run", "runs/x", "--shards", "runs/x/shards", "--json",
@@ -184,6 +184,11 @@ def test_folders_stand_where_a_benchmark_reads_them() -> None:
     quick = argparse.Namespace(run="runs/x", shards="elsewhere", quick=True, peers_venv="peers")
     assert "elsewhere" in run_all.command("folds", quick) and "peers" in run_all.command("loader", quick)
     assert "--quick" in run_all.command("ablation", quick)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--profile" not in run_all.command("train_step", options)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "--profile" in run_all.command("train_step", options)
+    assert "518,512,128" in run_all.command("augment", options)
     assert run_all.names()[-1] == "ablation", "the long one is last"
 
 

@@ -32,6 +32,23 @@ def test_ratios_are_of_each_round_and_the_ceiling_is_the_highest_that_was_seen(t
     assert found["zero2_of_ceiling"] == pytest.approx(90e9 / 2e12, abs=1e-4)
 
 
+def test_parts_of_a_step_are_told_beside_it(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    made.facts["compile"] = True
+    made.turns["zero2"] = [turn(90, 2e12), {**turn(90, 2e12), "first_step_s": 31.0}]
+    made.parts = [{"forward": 1.3e12, "augment_ms": 40.0, "augment_size": 518, "augment_step_ms": 80.0}] * 2
+    found = made.figures()
+    assert found["forward_of_ceiling"] == pytest.approx(0.65) and found["compile_s"] == 30.0
+    assert (found["augment_ms"], found["augment_size"], found["augment_share"]) == (40.0, 518, pytest.approx(0.08))
+
+
+def test_parts_that_were_not_measured_are_null(tmp_path: Path) -> None:
+    made = bench(tmp_path, "--arms", "plain")
+    made.turns["plain"] = [turn(100)]
+    found = made.figures()
+    assert all(found[k] is None for k in ("forward_of_ceiling", "augment_ms", "augment_share", "compile_s"))
+
+
 def test_an_arm_that_did_not_run_has_no_ratio(tmp_path: Path) -> None:
     made = bench(tmp_path, "--arms", "zero2")
     made.turns["zero2"] = [turn(90)]

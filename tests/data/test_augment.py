@@ -3,12 +3,12 @@ import os
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from roadwork.config import AugmentConfig
 from roadwork.data.augment import Augment
 from roadwork.data.augment_parameters import draw, keys, stream
 from roadwork.errors import UserError
+from tests.launching import spawn
 
 SIZE = 64
 OFF = dict.fromkeys((name for name in vars(AugmentConfig()) if name.endswith("_p")), 0.0)
@@ -230,7 +230,7 @@ def _ranks(process: int, folder: str) -> None:
 def test_one_and_eight_ranks_in_other_processes_give_the_same_pixels(tmp_path):
     views, masks, key = photos(b=8)
     one = Augment(AugmentConfig(**ALL))(views, key, 1, 9, masks)
-    mp.spawn(_ranks, (str(tmp_path),), nprocs=2)
+    spawn(_ranks, str(tmp_path))
     halves = [torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2)]
     assert all(torch.equal(torch.cat([halves[0][i], halves[1][i]]), one[i]) for i in range(2))
 
@@ -246,6 +246,14 @@ def test_mistakes_are_named():
         augment(views, key[:2], 0, 0)
     with pytest.raises(ValueError, match="masks"):
         augment(views, key, 0, 0, masks[:, :1])
+    with pytest.raises(ValueError, match=r"masks must be floats, uint8 or bool, got torch.int64"):
+        augment(views, key, 0, 0, masks.long())
+    with pytest.raises(ValueError, match=r"view_mask must be bool, got torch.float32"):
+        augment(views, key, 0, 0, masks, torch.ones(views.shape[:2]))
+    with pytest.raises(ValueError, match=r"views in \[0, 1\], these range from 0.* to 25"):
+        augment(views * 255, key, 0, 0)
+    with pytest.raises(ValueError, match=r"range from nan"):
+        augment(views * float("nan"), key, 0, 0)
     with pytest.raises(UserError, match="augment.rain_p"):
         Augment(AugmentConfig(rain_p=1.2))
     with pytest.raises(UserError, match="zoom_range"):

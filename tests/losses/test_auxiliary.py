@@ -27,3 +27,9 @@ def test_gradcheck_in_float64():
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\[B, 8\]"):
         WeatherLoss()(torch.zeros(2, 3, 8), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("wrong", [8, 9, -1])
+def test_a_label_that_is_no_weather_is_named(wrong: int) -> None:
+    with pytest.raises(ValueError, match=f"weather loss got the label {wrong}; allowed: 0 to 7, and -100"):
+        WeatherLoss()(torch.zeros(2, 8), torch.tensor([1, wrong]))

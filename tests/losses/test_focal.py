@@ -95,3 +95,10 @@ def test_mistakes_are_named():
         FocalLoss(2.0, [1.0, 1.0, 1.0])(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"\[3\]"):
         FocalLoss()(torch.zeros(2, 2), torch.zeros(3, dtype=torch.long))
+    for wrong in (2, -1):
+        with pytest.raises(ValueError, match=f"focal loss got the label {wrong}; allowed: 0 to 1, and -100"):
+            FocalLoss()(torch.zeros(2, 2), torch.tensor([1, wrong]))
+    with pytest.raises(ValueError, match="integer labels, got torch.float32"):
+        FocalLoss()(torch.zeros(2, 2), torch.tensor([1.0, 0.5]))
+    # a photo that is not there may have any label
+    assert FocalLoss()(torch.zeros(2, 2), torch.tensor([1, 2]), torch.tensor([True, False])).isfinite()

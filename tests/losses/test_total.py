@@ -4,13 +4,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from roadwork.config import LossConfig
 from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
+from tests.launching import free_port, spawn
 
 B, V, K = 8, 6, 4
 
@@ -244,11 +244,11 @@ def _uneven_process(rank: int, port: int, results: str) -> None:
     dist.destroy_process_group()
 
 
-def test_one_label_here_and_seven_there_give_the_mean_of_eight(tmp_path, unused_tcp_port_number):
+def test_one_label_here_and_seven_there_give_the_mean_of_eight(tmp_path):
     g = torch.Generator().manual_seed(5)
     logits, label = torch.randn(16, 2, generator=g), torch.randint(0, 2, (8,), generator=g)
     torch.save((logits, label), tmp_path / "in.pt")
-    mp.spawn(_uneven_process, (unused_tcp_port_number, str(tmp_path)), nprocs=2)
+    spawn(_uneven_process, free_port(), str(tmp_path))
     labelled = torch.cat([logits[:1], logits[8:15]]).requires_grad_()
     # the only term present takes the whole weight that is configured: 0.40 + 0.15 + 0.20
     expected = 0.75 * F.cross_entropy(labelled, label)
@@ -256,15 +256,6 @@ def test_one_label_here_and_seven_there_give_the_mean_of_eight(tmp_path, unused_
     saved = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     torch.testing.assert_close(saved[0][0], expected.detach())
     torch.testing.assert_close(torch.cat([saved[0][1][:1], saved[1][1][:7]]), labelled.grad)
-
-
-@pytest.fixture
-def unused_tcp_port_number() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_mistakes_are_named():

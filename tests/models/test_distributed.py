@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from roadwork.models.moe import MoE, balance_loss
+from tests.launching import free_port, spawn
 
 
 def _tokens() -> tuple[MoE, Tensor, Tensor]:
@@ -39,19 +38,7 @@ def test_balance_of_two_processes_is_that_of_the_joined_batch(tmp_path: Path) ->
     moe, x, mask = _tokens()
     expected, load = balance_loss(moe(x, mask)[1][None], 4, everywhere=True)
     expected.backward()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.spawn(_balance_on_rank, (port, str(tmp_path)), nprocs=2, join=False)
-    try:
-        for _ in range(24):
-            if context.join(timeout=10):
-                break
-        else:
-            raise AssertionError("the two processes did not finish within 240 s")
-    finally:
-        for process in context.processes:
-            process.kill()
+    spawn(_balance_on_rank, free_port(), str(tmp_path))
     for rank in range(2):
         balance, found_load, grad = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(balance, expected.detach())

@@ -1,7 +1,11 @@
 """The learning rate is a function of the optimizer step."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from roadwork.config import Config, LossConfig
+from roadwork.training.loop import Trainer
 from roadwork.training.schedule import cosine_with_warmup
 
 
@@ -25,3 +29,14 @@ def test_halfway_of_the_cosine() -> None:
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_tiny_runs_have_a_finite_positive_rate(total: int) -> None:
     assert all(0 < cosine_with_warmup(step, total, 500, 0.01) <= 1 for step in range(total))
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "factor"),
+    [(100, 0, 0.01), (100, 49, 0.5), (100, 99, 1.0), (100, 5000, 1.0), (1, 0, 1.0), (0, 0, 1.0)],
+)
+def test_the_consistency_term_is_ramped_from_the_first_step_to_the_last_of_the_ramp(
+    steps: int, step: int, factor: float
+) -> None:
+    config = Config(loss=LossConfig(consistency_ramp_steps=steps))
+    assert Trainer._ramp(SimpleNamespace(config=config), step) == pytest.approx(factor)  # type: ignore[arg-type]
