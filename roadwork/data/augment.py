@@ -275,9 +275,7 @@ def _check_shapes(views: Tensor, key: Tensor, masks: Tensor | None, view_mask: T
         raise ValueError(f"augmentation needs views [B, V, 3, S, S], got {list(views.shape)}")
     if not views.is_floating_point():
         raise ValueError(f"augmentation needs float views in [0, 1], got {views.dtype}; divide bytes by 255")
-    if (
-        views.device.type == "cpu" and views.numel()
-    ):  # a GPU would have to wait; the first views tell bytes from fractions
+    if views.device.type == "cpu" and views.numel():  # a GPU would have to wait; first views tell bytes from fractions
         low, high = (float(bound) for bound in views[:, 0].aminmax())
         if not -0.01 <= low <= high <= 1.01:
             raise ValueError(f"augmentation needs views in [0, 1], these range from {low:.3g} to {high:.3g}")

@@ -20,7 +20,9 @@ ON_THE_HOST = {
     "loop.py optimizer_step",  # weights of the batch before it goes to the device
     "augment.py forward", "augment.py _last", "augment.py _one_by_one",  # positions, epochs, the view mask
     "slots.py of",  # the view mask
-    "detector.py <genexpr>", "metadata.py _encode",  # checks that are left out where the values are on a GPU
+    # checks that are left out where the values are on a GPU:
+    "augment.py <genexpr>", "detector.py <genexpr>", "detector.py _check_boxes", "focal.py check_labels",
+    "metadata.py _encode",
     "liveness.py anywhere",  # the vote, over gloo
 }  # fmt: skip
 """Readings of tensors that are on the host in a run on a GPU, too."""
