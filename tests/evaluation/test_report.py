@@ -159,7 +159,7 @@ addEventListener('message', m => document.body.dataset.probe = m.data);</script>
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, width):
-    require("chromium", "chromium", "apt-get install chromium")
+    require("browser", "chromium", "apt-get install chromium")
     run, scored, train = made
     page = write_report(run, scored=scored, train=train).read_text()
     (tmp_path / "index.html").write_text(page.replace("</body>", PROBE))
