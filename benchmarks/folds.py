@@ -63,16 +63,16 @@ def last_unit(model: RoadworkDetector) -> list[str]:
 
 def measure(config: Config, model: RoadworkDetector, device: torch.device, photos: int = 0) -> dict[str, float | int]:
     """Seconds with the cache (its filling included) and without; bytes; largest differences."""
-    index, encoding = ShardIndex.open(config.data.shards, "train"), FixedCopies(config, device)
+    index, fixed = ShardIndex.open(config.data.shards, "train"), FixedCopies(config, device)
     data = first(folds.fold_data(index, config), photos or len(index))
     unit = shared_units(model, [*config.folds.target_modules, *config.folds.modules_to_save])
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
         cache = PrefixCache(Path(scratch) / "prefix", data.rows, config.folds.copies, device, unit)
-        cache.fill(model, index, encoding, config, 0, 1)
+        cache.fill(model, index, fixed, config, 0, 1)
         filled = time.perf_counter() - started
         shared, mine = _train(model, cache, data, config, device)
-        live = LivePrefix(index, data.rows, encoding, config, with_gradients=unit is not None)
+        live = LivePrefix(index, data.rows, fixed, config, with_gradients=unit is not None)
         anew, theirs = _train(model, live, data, config, device)
         error = _merge_error(model, mine[0], cache, Path(scratch) / "adapter")
         size = cache.bytes

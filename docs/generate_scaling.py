@@ -57,6 +57,12 @@ def data_plane(found: dict[str, Any]) -> Iterator[str]:
         f"{photo['index_bytes']:g} bytes in memory, counted on shards of the embedded benchmark; {scaling.PER_SHARD} "
         f"photos a shard, {scaling.PHOTOS_PER_PROCESS} photos per process and step, {scaling.STEPS} steps.\n"
     )
+    yield from _reads(rows)
+    yield from _data_breaks(photo, rows[-1])
+
+
+def _reads(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What is read in the exact order, and in the windowed one."""
     yield from table(
         [
             "photos",
@@ -102,10 +108,13 @@ def data_plane(found: dict[str, Any]) -> Iterator[str]:
         [[r["photos"], *(r[f"{key}_{w}"] for w in scaling.WINDOWS for key in ("cache_hits", "remote_bytes_per_photo"))]
          for r in rows],
     )  # fmt: skip
+
+
+def _data_breaks(photo: dict[str, Any], last: dict[str, Any]) -> Iterator[str]:
+    """Where the data plane breaks first; last: the row of the largest data set."""
     memory = scaling.ASSUMED["memory of a node, GiB"] * scaling.GIB
     most = memory / (scaling.NODE * photo["index_bytes"])
     fits = scaling.ASSUMED["cache of a node, GiB"] * scaling.GIB / photo["photo_bytes"]
-    last = rows[-1]
     yield "**Where it breaks first, and what then**\n"
     yield (
         f"1. The cache, at {number(fits)} photos. The exact order reads everywhere at once: a data set that the cache of a "

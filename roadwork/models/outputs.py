@@ -1,4 +1,4 @@
-"""What goes between the two halves of the detector, and what comes out."""
+"""What goes from one part of the detector to the next, and what comes out."""
 
 from __future__ import annotations
 

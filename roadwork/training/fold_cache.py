@@ -93,9 +93,9 @@ class LivePrefix:
     """Encodes every batch anew, with gradients: for adapters in the encoder's first unit, or a cache that grew too large."""
 
     def __init__(
-        self, index: ShardIndex, rows: np.ndarray, encoding: FixedCopies, config: Config, with_gradients: bool = True
+        self, index: ShardIndex, rows: np.ndarray, fixed: FixedCopies, config: Config, with_gradients: bool = True
     ) -> None:
-        self.index, self.rows, self.encoding, self.config = index, rows, encoding, config
+        self.index, self.rows, self.fixed, self.config = index, rows, fixed, config
         self.with_gradients = with_gradients
 
     def batches(
@@ -107,8 +107,8 @@ class LivePrefix:
         for loaded in loader:
             part = slice(first, first + len(loaded.ids))
             first = part.stop
-            moved = loaded.to(self.encoding.device)
-            views = self.encoding.views(moved, copies[part])
+            moved = loaded.to(self.fixed.device)
+            views = self.fixed.views(moved, copies[part])
             with _frozen(model), torch.set_grad_enabled(self.with_gradients and torch.is_grad_enabled()):
                 encoded = model.encode(views, moved.view_mask, moved.boxes, segmentation=False)
             yield Prefix(encoded, moved.metadata, positions[part], moved.weight > 0)
@@ -160,7 +160,7 @@ class PrefixCache:
         self,
         model: RoadworkDetector,
         index: ShardIndex,
-        encoding: FixedCopies,
+        fixed: FixedCopies,
         config: Config,
         rank: int,
         world_size: int,
@@ -175,7 +175,7 @@ class PrefixCache:
         console = rank == 0 and config.monitoring.console
         with Progress("dora_folds: encode", len(wanted), enabled=console) as progress:
             for loaded in loader:
-                waiting.extend(self._encode(model, encoding, loaded))
+                waiting.extend(self._encode(model, fixed, loaded))
                 progress.advance(len(loaded))
                 while todo and len(waiting) >= len(self.positions(todo[0])):
                     size = len(self.positions(todo[0]))
@@ -183,7 +183,7 @@ class PrefixCache:
                     del waiting[:size]
 
     @torch.inference_mode()
-    def _encode(self, model: RoadworkDetector, encoding: FixedCopies, loaded: Batch) -> list[dict[str, np.ndarray]]:
+    def _encode(self, model: RoadworkDetector, fixed: FixedCopies, loaded: Batch) -> list[dict[str, np.ndarray]]:
         """Per photo: name -> array [copies, ...]."""
         moved = loaded.to(self.device)
         number = len(loaded)
@@ -191,7 +191,7 @@ class PrefixCache:
         same = {METADATA + name: value for name, value in moved.metadata.items()} | {READABLE: moved.weight > 0}
         each = []
         for copy in range(self.copies):
-            tensors = self._shared(model, encoding.views(moved, np.full(number, copy)), moved) | same
+            tensors = self._shared(model, fixed.views(moved, np.full(number, copy)), moved) | same
             each.append({name: value.cpu().numpy() for name, value in tensors.items()})
         return [{name: np.stack([one[name][row] for one in each]) for name in each[0]} for row in range(number)]
 
@@ -201,9 +201,9 @@ class PrefixCache:
         encoded = model.encode(views, batch.view_mask, batch.boxes, segmentation=False)
         return {name: value for name, value in vars(encoded).items() if value is not None}
 
-    def gib(self, model: RoadworkDetector, index: ShardIndex, encoding: FixedCopies, config: Config) -> float:
+    def gib(self, model: RoadworkDetector, index: ShardIndex, fixed: FixedCopies, config: Config) -> float:
         """What the whole cache will take, by its first photo."""
-        (photo,) = self._encode(model, encoding, next(iter(_loader(index, self.rows[:1], model, config, 1, workers=0))))
+        (photo,) = self._encode(model, fixed, next(iter(_loader(index, self.rows[:1], model, config, 1, workers=0))))
         return sum(value.nbytes for value in photo.values()) * len(self.rows) / 2**30
 
     def _write(self, chunk: int, photos: list[dict[str, np.ndarray]]) -> None:

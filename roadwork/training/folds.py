@@ -167,27 +167,27 @@ def prefix_source(model: RoadworkDetector, prepared: Prepared, config: Config, e
     backbone, which are much larger, are not kept then: every batch is encoded anew.
     """
     index, data, options = prepared.index, prepared.data, config.folds
-    encoding = FixedCopies(config, engine.device)
+    fixed = FixedCopies(config, engine.device)
     unit = shared_units(model, [*options.target_modules, *options.modules_to_save])
     if unit == 0:
         logger.info("folds: adapters reach into the encoder's first unit; every batch is encoded anew")
-        return LivePrefix(index, data.rows, encoding, config)
+        return LivePrefix(index, data.rows, fixed, config)
     folder = prepared.folder / "prefix"
     cache = PrefixCache(folder, data.rows, options.copies, engine.device, unit)
-    gib = cache.gib(model, index, encoding, config)
+    gib = cache.gib(model, index, fixed, config)
     if gib > options.cache_gib:
         needs = f"folds: {options.copies} copies of {len(data.rows)} photos need {gib:.3g} GiB of cache, above"
         if unit is None:
             raise UserError(f"{needs} folds.cache_gib {options.cache_gib:g}; raise it or lower folds.copies")
         logger.info("%s folds.cache_gib %g: every batch is encoded anew", needs, options.cache_gib)
-        return LivePrefix(index, data.rows, encoding, config)
+        return LivePrefix(index, data.rows, fixed, config)
     needed = {key: prepared.identity[key] for key in ("base", "photos", "seed", "augment")}
     needed |= {"copies": options.copies, "augment_scale": options.augment_scale, "unit": unit, "arrays": ARRAYS}
     with one_job_at_a_time(engine, folder):
         if engine.is_main:
             open_cache(folder, needed)
         engine.barrier()
-        cache.fill(model, index, encoding, config, engine.rank, engine.world_size)
+        cache.fill(model, index, fixed, config, engine.rank, engine.world_size)
         engine.barrier()
     what = "encoder outputs" if unit is None else f"activations after unit {unit} of the backbone"
     logger.info("folds: %s of %d photos in %d bytes", what, len(data.rows), cache.bytes)

@@ -1,7 +1,7 @@
 """The newest dated results reach the bars that the project set itself; a renewed result that falls short is noticed.
 
-Nothing is measured here. Two bars are not reached yet and left out (benchmarks/README.md says so): 0.7 of `build`, and
--0.03 for the low end of `photographs`.
+Nothing is measured here. Two bars are not reached yet (benchmarks/README.md says so) and expected to fail: a result that
+reaches one of them is noticed as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.results import newest
 
 RESULTS = newest()
 BARS = [
-    ("demo", "chosen_mcc", 0.70), ("demo", "ensemble_mcc", 0.70), ("photographs", "difference", 0.0),
+    ("demo", "chosen_mcc", 0.70), ("demo", "ensemble_mcc", 0.70),
     ("augment", "over_kornia_512", 8), ("augment", "over_kornia_noplasma_512", 2), ("augment", "over_torchvision_512", 1),
     ("blocks", "attention_speedup", 1), ("blocks", "moe_speedup", 1), ("loader", "of_limit", 0.9),
     ("loader", "over_webdataset", 1), ("loader", "over_torch_dataset", 1), ("loader", "over_webdataset_pil", 1),
@@ -23,6 +23,8 @@ BARS = [
     ("folds", "speedup", 8), ("tta", "speedup", 5), ("fairness", "gap", GAP_LIMIT),
 ]  # fmt: skip
 """(benchmark, figure, least value)."""
+OPEN = [("photographs", "low", -0.03), ("build", "ratio", 0.7)]
+"""The same, of bars that are not reached yet."""
 
 
 def figures(name: str) -> dict[str, Any]:
@@ -39,6 +41,12 @@ def test_the_newest_result_reaches_its_bar(name: str, figure: str, least: float)
     if figure not in found and name == "loader":
         pytest.skip("measured without --peers-venv")
     assert found[figure] >= least, f"{RESULTS[name]['date']}: {figure} of {name}"
+
+
+@pytest.mark.parametrize(("name", "figure", "least"), OPEN)
+@pytest.mark.xfail(strict=True, reason="not reached yet: benchmarks/README.md")
+def test_a_bar_that_is_still_open_is_known_as_such(name: str, figure: str, least: float) -> None:
+    assert figures(name)[figure] >= least
 
 
 def test_the_demo_sees_more_than_metadata_tell() -> None:
