@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One job step over all nodes of the job: `bash launch/slurm/step.sh SCRIPT.py [OPTIONS]`, one `accelerate launch` per node.
-# Exits 75 where pre-training was stopped before its end: its ranks and launchers then end with 0.
+# Exits 75 where the stage was stopped before its end and all said 0: ranks and launchers that save on a signal do.
 set -uo pipefail
 cd "$ROADWORK_ROOT"
 source launch/slurm/launch.sh
@@ -40,7 +40,11 @@ unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_CPUS_P
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 --wait=900 --label \
   bash launch/slurm/node.sh "$@"
 status=$?
-case $1 in
-  *pretrain.py) roadwork_finished || [ "$status" != 0 ] || status=75 ;;
-esac
+if [ "$status" = 0 ]; then
+  # While Slurm ends a job, a srun that is cut off may say 0 for tasks that did not: only a job that still runs is done.
+  case $1 in
+    *pretrain.py) roadwork_finished ;;
+    *) scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' ;;
+  esac || status=75
+fi
 exit "$status"

@@ -22,6 +22,7 @@ from roadwork.errors import UserError
 from roadwork.inference.members import Members
 from roadwork.inference.ood import TrainingDistribution
 from roadwork.inference.parts import PartWriter, Record, merge, open_parts, part_paths, read_parts
+from roadwork.inference.single_view import single_view_log_odds
 from roadwork.inference.transforms import Transform
 from roadwork.monitoring.progress import Progress
 
@@ -33,6 +34,7 @@ class Answers:
     """Answers for one split, photos in the index's order.
 
     log_odds float64 [N,A,M] (augmentations, members); image_only float64 [N,M] (the photo itself, no metadata);
+    single_view float64 [N,M] (one centred 224 px view, see `single_view`), or None where that was not asked for;
     distances float64 [N,A,depths + 1] in units of the training threshold, or None with one augmentation;
     readable bool [N]: false where the photo could not be decoded (its log-odds are 0).
     """
@@ -42,6 +44,7 @@ class Answers:
     groups: np.ndarray
     log_odds: np.ndarray
     image_only: np.ndarray
+    single_view: np.ndarray | None
     distances: np.ndarray | None
     readable: np.ndarray
 
@@ -54,6 +57,7 @@ class Answers:
             self.groups[chosen],
             self.log_odds[chosen],
             self.image_only[chosen],
+            None if self.single_view is None else self.single_view[chosen],
             None if self.distances is None else self.distances[chosen],
             self.readable[chosen],
         )
@@ -103,6 +107,20 @@ def answer_batch(
     return records
 
 
+def judged(index: ShardIndex) -> bool:
+    """Whether a split is the one that systems are judged on, so that the single view is asked about as well."""
+    return index.split == "val"
+
+
+def add_single_view(
+    records: list[Record], members: Members, index: ShardIndex, batch: Batch, device: torch.device
+) -> None:
+    """Each photo's log-odds [M] on one centred 224 px view, from its batch on the CPU."""
+    values = single_view_log_odds(members, index, batch, device).cpu().numpy()
+    for record, value in zip(records, values, strict=True):
+        record["single_view"] = (value * record["readable"]).tolist()
+
+
 def _repeated(metadata: dict[str, Tensor] | None, times: int) -> dict[str, Tensor] | None:
     """The photos' metadata once per augmentation."""
     if metadata is None or times == 1:
@@ -134,6 +152,7 @@ def training_distribution(
     rows = feature_rows(len(index), config.predict.max_train_features, config.seed)
     mine: list[tuple[int, tuple[np.ndarray, ...]]] = []
     for batch in _batches(members, index, rows, config, engine, "training features"):
+        batch = batch.to(engine.device)
         encoded = members.model.encode(as_float(batch), batch.view_mask, batch.boxes, segmentation=False)
         metadata = None if config.predict.image_only else batch.metadata
         depths = depths_of(members.model.decide(encoded, metadata, segmentation=False))
@@ -152,7 +171,7 @@ def training_distribution(
 def _batches(
     members: Members, index: ShardIndex, rows: np.ndarray, config: Config, engine: Engine, what: str
 ) -> Iterator[Batch]:
-    """This process's batches of the rows, on the device; `what` they are for is the name of the progress line."""
+    """This process's batches of the rows, on the CPU; `what` they are for is the name of the progress line."""
     if len(rows[engine.rank :: engine.world_size]) == 0:
         return
     loader = EvalLoader(
@@ -170,7 +189,7 @@ def _batches(
     try:
         with Progress(f"predict: {what}", len(rows), enabled=console) as progress:
             for batch in loader:
-                yield batch.to(engine.device)
+                yield batch
                 progress.advance(len(batch.ids) * engine.world_size)
     finally:
         loader.close()
@@ -203,21 +222,32 @@ def collect(
     if len(rows):
         with PartWriter(folder, name, engine.rank) as writer:
             for batch in _batches(members, index, rows, config, engine, f"split {index.split}"):
-                writer.append(answer_batch(members, batch, transforms, distribution, config.predict.image_only))
+                records = answer_batch(
+                    members, batch.to(engine.device), transforms, distribution, config.predict.image_only
+                )
+                if judged(index):
+                    add_single_view(records, members, index, batch, engine.device)
+                writer.append(records)
     engine.barrier()
     merged = merge(read_parts(folder, name), ids, f"split {index.split}")
-    return _answers(merged, index, distribution is not None)
+    return _answers(merged, index)
 
 
-def _answers(records: list[Record], index: ShardIndex, with_distances: bool) -> Answers:
+def _answers(records: list[Record], index: ShardIndex) -> Answers:
     labels = np.asarray(index.label).astype(np.int64)
+
+    def given(name: str) -> np.ndarray | None:
+        there = bool(records) and name in records[0]
+        return np.array([record[name] for record in records], np.float64) if there else None
+
     return Answers(
         ids=[record["id"] for record in records],
         labels=labels,
         groups=np.asarray(index.group),
         log_odds=np.array([record["log_odds"] for record in records], np.float64),
         image_only=np.array([record["image_only"] for record in records], np.float64),
-        distances=np.array([record["distances"] for record in records], np.float64) if with_distances else None,
+        single_view=given("single_view"),
+        distances=given("distances"),
         readable=np.array([record["readable"] for record in records], bool),
     )
 
@@ -237,5 +267,6 @@ def fingerprint(
         [repr(transform) for transform in transforms],
         None if distribution is None else [distribution.digest, config.predict.neighbours],
         config.predict.image_only,
+        judged(index),
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

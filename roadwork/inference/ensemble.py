@@ -51,17 +51,20 @@ class HeldOut:
         """Some of the photos (integer index)."""
         return replace(self, labels=self.labels[rows], groups=self.groups[rows])
 
-    def cross_fitted(self, log_odds: np.ndarray, refit: Refit | None = None) -> np.ndarray:
+    def cross_fitted(
+        self, log_odds: np.ndarray, refit: Refit | None = None, applied: np.ndarray | None = None
+    ) -> np.ndarray:
         """Probability of every photo under a calibration fitted without its group, [N].
 
         `refit`: where something else of the log-odds was chosen on held-out photos; it is then chosen without the
-        group too, and takes the place of `log_odds`.
+        group too, and takes the place of `log_odds`. `applied`: log-odds [N] that the calibration answers, where they
+        are others than those it is fitted on.
         """
 
         def fit(rows: np.ndarray) -> Any:
             odds = log_odds if refit is None else refit(rows)
             calibration = self.fit(odds, rows).calibration
-            return lambda outside: calibration.probability(odds[outside])
+            return lambda outside: calibration.probability((odds if applied is None else applied)[outside])
 
         return group_cross_fit(fit, self.groups)
 
@@ -101,12 +104,13 @@ def assess(name: str, log_odds: np.ndarray, held_out: HeldOut, refit: Refit | No
         "analytic_bias": fit.analytic_bias,
         "fitted": fit.fitted,
         "reason": fit.reason,
-        **{stage: _scores(probability, held_out) for stage, probability in stages.items()},
+        **{stage: scores(probability, held_out) for stage, probability in stages.items()},
     }
     return System(name, fit.calibration, after, figures)
 
 
-def _scores(probability: np.ndarray, held_out: HeldOut) -> dict[str, Any]:
+def scores(probability: np.ndarray, held_out: HeldOut) -> dict[str, Any]:
+    """MCC with its interval over groups, ECE and log-loss of probabilities [N]; None where there is no such figure."""
     weights = held_out.weights
     low, high = group_bootstrap(
         held_out.labels, probability, held_out.groups, "mcc", held_out.resamples, held_out.seed, weights

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,17 @@ import numpy as np
 import torch
 
 from roadwork.config import Config
-from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.data.record import DAYTIME, SCENE, WEATHER
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
-from roadwork.evaluation import challenge
 from roadwork.evaluation.assess import evaluate as assess
 from roadwork.evaluation.errors import join
 from roadwork.evaluation.events import write_events
 from roadwork.evaluation.figures import evaluation_figures
-from roadwork.evaluation.photos import stitched
 from roadwork.evaluation.report import read_json, read_probabilities, write_report
+from roadwork.inference.single_view import as_sent, photos_of
 from roadwork.inference.standing import challenge_standing, synthetic_half
 from roadwork.models import RoadworkDetector
 from roadwork.monitoring.console import quiet_libraries
@@ -238,20 +236,6 @@ def network_answers(
         "image_only_224": {name: q for name, _, q, _ in found},
     }
     return systems, {name: seen for name, _, _, seen in found}
-
-
-def photos_of(index: ShardIndex, batch: Batch) -> Iterator[challenge.Picture]:
-    """The photos of a batch on the CPU, stitched from the views that it holds; an unreadable one is black."""
-    for k, row in enumerate(batch.sample.tolist()):
-        if batch.weight[k] > 0:
-            yield stitched(index, row, views=batch.views[k, batch.view_mask[k]].numpy())
-        else:
-            yield np.zeros((challenge.SIZE, challenge.SIZE, 3), dtype=np.uint8)
-
-
-def as_sent(photo: challenge.Picture) -> challenge.Picture:
-    """The photo as an undegraded question of the challenge."""
-    return challenge.open_picture(challenge.jpeg(challenge.centre_square(photo)))
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ SECTION = """
 - Network: {name}
 - Calibration for photos without metadata under class prior {prior:g}: temperature {temperature:.4g}, bias {bias:+.4g}
 - MCC on held-out groups, pixels alone, all views of each photo, at that prior: {mcc}
-- On one centred 224 px view, as the challenge sends photos: `image_only_224` of `launch/evaluate.py`
+- On one centred 224 px view of each, as the challenge sends photos, with the same calibration: {single_view}
 
 The held-out groups also chose between the candidate networks and fitted the calibration (cross-fitted for the figure
 above). Nothing was fitted on the test split.
@@ -32,6 +32,7 @@ def write_model(
     calibration: Calibration,
     prior: float,
     figures: dict[str, Any],
+    single_view: dict[str, Any],
 ) -> None:
     """Write model/ under a temporary name and rename it; the model is unchanged afterwards."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -39,13 +40,21 @@ def write_model(
     values = {"temperature": calibration.temperature, "bias": calibration.bias}
     with replaced(model, overrides):
         model.save_pretrained(temporary, calibration=values)
-    low, high = figures["mcc_interval"]
-    span = "" if low is None else f" (95 % interval over groups {low:.3f} to {high:.3f})"
-    score = "not measured (no labelled held-out photos)" if figures["mcc"] is None else f"{figures['mcc']:.3f}{span}"
     with (temporary / "README.md").open("a", encoding="utf-8") as card:
-        card.write(SECTION.format(name=name, prior=prior, mcc=score, **values))
+        card.write(
+            SECTION.format(name=name, prior=prior, mcc=_words(figures), single_view=_words(single_view), **values)
+        )
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _words(figures: dict[str, Any]) -> str:
+    """An MCC with its interval for people."""
+    if figures["mcc"] is None:
+        return "not measured (no labelled held-out photos)"
+    low, high = figures["mcc_interval"]
+    span = "" if low is None else f" (95 % interval over groups {low:.3f} to {high:.3f})"
+    return f"{figures['mcc']:.3f}{span}"

@@ -13,13 +13,16 @@ from roadwork.data.index import ShardIndex
 from roadwork.evaluation.metrics import finite_or_none
 from roadwork.inference import foods
 from roadwork.inference.collect import Answers
-from roadwork.inference.ensemble import HeldOut, System, assess, choose, choose_weights, compare
+from roadwork.inference.ensemble import HeldOut, System, assess, choose, choose_weights, compare, scores
 from roadwork.inference.members import PRETRAINED, SOUP, Members
 
 
 @dataclass
 class Plan:
-    """How members and augmentations become one log-odds; everything in it was chosen on held-out groups."""
+    """How members and augmentations become one log-odds; everything in it was chosen on held-out groups.
+
+    network_alone: held-out scores of the one network on a single centred 224 px view, as it is calibrated for all views.
+    """
 
     member_weights: np.ndarray
     temperature: float
@@ -27,6 +30,7 @@ class Plan:
     chosen: str
     network: str
     network_system: System
+    network_alone: dict[str, Any]
     details: dict[str, Any]
 
 
@@ -59,10 +63,11 @@ def make_plan(members: Members, val: Answers | None, truth: HeldOut, config: Con
     if val is None:
         number = len(members.names)
         log_odds, image_only = np.zeros((0, 1, number)), np.zeros((0, number))
-        selection = None
+        single_view, selection = image_only, None
     else:
         kept = val.rows(usable(val))
-        log_odds, image_only = kept.log_odds, kept.image_only
+        assert kept.single_view is not None, "held-out answers come with those on a single view"
+        log_odds, image_only, single_view = kept.log_odds, kept.image_only, kept.single_view
         selection = select(kept, config)
     details: dict[str, Any] = {"held_out": describe_held_out(truth), "members": members.names}
     member_weights, temperature, choices = fit_mixture(log_odds, selection, members.folds, truth)
@@ -70,9 +75,12 @@ def make_plan(members: Members, val: Answers | None, truth: HeldOut, config: Con
     systems = assess_systems(log_odds, selection, members.folds, truth, member_weights, temperature)
     chosen = decide(systems, truth, config, details)
     network, network_system = choose_network(members, image_only, truth, chosen, details)
+    column = members.names.index(network)
+    alone = scores(truth.cross_fitted(image_only[:, column], applied=single_view[:, column]), truth)
+    details["network"]["single_view_224"] = alone
     details["systems"] = {name: system.figures for name, system in systems.items()}
     details["chosen"] = chosen
-    return Plan(member_weights, temperature, systems, chosen, network, network_system, details)
+    return Plan(member_weights, temperature, systems, chosen, network, network_system, alone, details)
 
 
 def fit_mixture(

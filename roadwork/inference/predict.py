@@ -64,9 +64,12 @@ def run_predict(config: Config) -> Path:
             after = system.figures["after"]
             mcc, ece = (f"{v:.3f}" if (v := after[key]) is not None else "unknown" for key in ("mcc", "ece"))
             sys.stdout.write(f"{name}: held-out MCC {mcc}, ECE {ece}\n")
-        alone = plan.network_system.figures["after"]["mcc"]
+        whole, alone = (
+            "unknown" if figures["mcc"] is None else f"{figures['mcc']:.3f}"
+            for figures in (plan.network_system.figures["after"], plan.network_alone)
+        )
         sys.stdout.write(
-            f"model/ ({plan.network}), pixels alone, all views: held-out MCC {'unknown' if alone is None else f'{alone:.3f}'}\n"
+            f"model/ ({plan.network}), pixels alone: held-out MCC {whole} on all views, {alone} on one 224 px view\n"
             f"answers by {plan.chosen}; model/ is {plan.network}; {len(answers.ids)} predictions: {path}\n"
         )
         if standing is not None:
@@ -136,6 +139,7 @@ def export(config: Config, members: Members, plan: Plan) -> None:
         plan.network_system.calibration,
         config.predict.prior,
         plan.network_system.figures["after"],
+        plan.network_alone,
     )
 
 

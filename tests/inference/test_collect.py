@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import logit
 
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
+from roadwork.evaluation.photos import stitched
 from roadwork.inference import evaluate, predict
 from roadwork.inference.collect import answer_batch, collect, feature_rows, training_distribution
 from roadwork.inference.members import find_members, load_members
 from roadwork.inference.plan import prior_of_draws
+from roadwork.inference.single_view import as_sent
 from roadwork.inference.transforms import Transform, transforms
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import replaced, state_digest
@@ -98,6 +101,19 @@ def test_collecting_continues_where_a_killed_run_stopped(config, members, distri
     assert "test-3: 1 part files discarded: of other weights, shards or options" in caplog.text
     fewer = collect(members, index, transforms(2, 0), distribution, config, alone())
     assert fewer.log_odds.shape == (COUNTS["test"], 2, 5)
+
+
+def test_held_out_photos_are_asked_about_on_one_centred_view_as_well(config, members):
+    index = ShardIndex.open(config.data.shards, "val")
+    found = collect(members, index, [Transform()], None, config, alone())
+    sent = [as_sent(stitched(index, row)) for row in range(len(index))]
+    for column in (0, 1):
+        with replaced(members.model, members.overrides[column]):
+            expected = logit(members.model.predict_batch(sent))
+        assert np.allclose(found.single_view[:, column], expected, atol=1e-4)
+    assert np.abs(found.single_view - found.image_only).max() > 1e-3, "another picture, another answer"
+    test = collect(members, ShardIndex.open(config.data.shards, "test"), [Transform()], None, config, alone())
+    assert test.single_view is None, "photos to answer cost no second pass"
 
 
 def test_statistics_describe_a_bounded_number_of_photos():

@@ -31,7 +31,8 @@ def answers(held_out: HeldOut, log_odds: np.ndarray, distances: np.ndarray | Non
     n = len(held_out.labels)
     ids = [str(i) for i in range(n)]
     readable = np.ones(n, bool)
-    return Answers(ids, held_out.labels, held_out.groups, log_odds, log_odds[:, 0], distances, readable)
+    alone = log_odds[:, 0]
+    return Answers(ids, held_out.labels, held_out.groups, log_odds, alone, alone, distances, readable)
 
 
 def members(*names: str) -> Members:
@@ -52,6 +53,17 @@ def test_what_is_not_there_is_said_under_the_mode_that_was_asked_for(mode, reaso
     details = make_plan(members("pretrained"), alone, held_out, config(ensemble=mode)).details
     assert details["ensemble"] == {"used": False, "mode": mode, "reason": reason}
     assert details["tta"] == {"used": False, "mode": "auto", "reason": "there is one augmentation"}
+
+
+def test_the_single_view_is_judged_under_the_calibration_of_all_views():
+    held_out = truth()
+    odds = noisy(held_out, 1.0, 1)[:, None, None]
+    found = answers(held_out, odds, None)
+    found.single_view = found.image_only - 8.0  # a calibration of its own would take this back
+    plan = make_plan(members("pretrained"), found, held_out, config())
+    assert plan.network_system.figures["after"]["mcc"] > 0.9
+    assert abs(plan.network_alone["mcc"]) < 0.1
+    assert plan.details["network"]["single_view_224"] == plan.network_alone
 
 
 def test_an_ensemble_that_helps_is_used_and_one_that_does_not_is_not():

@@ -102,6 +102,15 @@ def test_a_kill_loses_no_finished_photo_and_doubles_none(runs):
     assert sorted(ids) == sorted(ShardIndex.open(folder / "shards", "val").id.tolist())
 
 
+def test_the_single_view_stands_beside_all_views_on_the_console_and_in_the_model_card(runs):
+    folder, output = runs
+    network = json.loads((folder / "run" / "predict_details.json").read_text())["network"]
+    whole, alone = network[network["chosen"]]["after"]["mcc"], network["single_view_224"]["mcc"]
+    assert f"pixels alone: held-out MCC {whole:.3f} on all views, {alone:.3f} on one 224 px view" in output
+    card = (folder / "run" / "model" / "README.md").read_text()
+    assert f"at that prior: {whole:.3f}" in card and f"with the same calibration: {alone:.3f}" in card
+
+
 def test_what_foods_kept_follows_from_the_distances_that_are_written(runs):
     folder, _ = runs
     why = read(folder / "run" / "predictions_distances.csv")

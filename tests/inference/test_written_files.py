@@ -37,7 +37,8 @@ def plan(temperature: float = 1.0, bias: float = 0.0, **changes: Any) -> Plan:
     systems = {"pretrained": System("pretrained", calibration, np.zeros(0), {})}
     values: dict[str, Any] = {"chosen": "pretrained", "network": "pretrained", "details": {"chosen": "pretrained"}}
     values |= {"member_weights": np.array([1.0]), "temperature": math.inf, "systems": systems}
-    return Plan(**(values | {"network_system": systems["pretrained"]} | changes))
+    values |= {"network_system": systems["pretrained"], "network_alone": {}}
+    return Plan(**(values | changes))
 
 
 def answers(labels: list[int] | None = None, readable: list[bool] | None = None) -> Answers:
@@ -45,7 +46,7 @@ def answers(labels: list[int] | None = None, readable: list[bool] | None = None)
     log_odds = np.linspace(-3, 3, n)[:, None, None]
     return Answers(
         list(IDS), np.array(labels or [-1] * n), np.array([f"g{i}" for i in range(n)]), log_odds, log_odds[:, 0],
-        None, np.array(readable or [True] * n),
+        None, None, np.array(readable or [True] * n),
     )  # fmt: skip
 
 

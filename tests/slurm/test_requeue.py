@@ -14,12 +14,14 @@ from tests.launching import ROOT, environment
 SCONTROL = """#!/usr/bin/env bash
 case $1 in
   requeue) echo "$2" >> "$NOTES/requeued" ;;
-  show) [ "$2" = hostnames ] && echo localhost || echo " NodeAddr=127.0.0.1 Reason=${REASON:-None} " ;;
+  show)
+    [ -e "$NOTES/ending" ] && state=COMPLETING || state=RUNNING
+    [ "$2" = hostnames ] && echo localhost || echo " JobState=$state Reason=${REASON:-None} NodeAddr=127.0.0.1 " ;;
 esac
 """
 SRUN = """#!/usr/bin/env bash
 mkdir -p "$(dirname "$MADE")" && [ "$MADE" != /dev/null ] && echo more >> "$MADE"
-if [ -n "${REASON:-}" ]; then kill -TERM "$(cat "$NOTES/shell")"; sleep 1; fi
+if [ -n "${REASON:-}" ]; then touch "$NOTES/ending"; kill -TERM "$(cat "$NOTES/shell")"; sleep 1; fi
 exit "$STATUS"
 """
 
@@ -35,7 +37,8 @@ def job(stage: str, folder: Path, made: str, status: int = 1, reason: str = "") 
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     notes = folder / "requeued"
-    notes.unlink(missing_ok=True)
+    for left in (notes, folder / "ending"):
+        left.unlink(missing_ok=True)
     given = environment(
         PATH=f"{programs}:{os.environ['PATH']}", PYTHON=sys.executable, NOTES=str(folder), STATUS=str(status),
         MADE=str(folder / "run" / made) if made else "/dev/null", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n0",
@@ -71,6 +74,12 @@ def test_a_job_that_its_time_limit_ends_comes_back_and_one_that_was_cancelled_do
     status, requeued, output = job("pretrain", tmp_path, "", status=143, reason=reason)
     assert "terminated (SIGTERM): the ranks save and stop" in output
     assert (requeued, status) == ((True, 0) if comes_back else (False, 143)), output
+
+
+def test_a_stage_that_a_time_limit_cut_off_is_not_called_done_although_srun_said_0(tmp_path: Path) -> None:
+    status, requeued, output = job("predict", tmp_path, "", status=0, reason="TimeLimit")
+    assert requeued and status == 0, output
+    assert "predict is done" not in output and "not finished: back into the queue" in output
 
 
 def test_a_job_that_is_done_is_not_put_back(tmp_path: Path) -> None:
