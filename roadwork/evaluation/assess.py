@@ -34,12 +34,12 @@ def evaluate(
     seed: int = 0,
     names: Mapping[str, Any] | None = None,
     centres: Any = (),
-    masks: bool = True,
+    shares: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Scores, comparisons and error analysis of one split, JSON-able.
 
     index: of the scored split; systems: name -> {id: probability under `prior`}, holding `chosen`; train: index of the
-    training split, for the metadata-only classifier (None: left out); names, centres: see `errors.analyse`.
+    training split, for the metadata-only classifier (None: left out); names, centres, shares: see `errors.analyse`.
     Raises UserError where the chosen predictions do not belong to the split.
     """
     joined = join(index, systems[chosen])
@@ -71,7 +71,7 @@ def evaluate(
         "resamples": resamples,
         "chosen": chosen,
         "systems": sorted(rows, key=lambda row: (not row["chosen"], -row["mcc"])),
-        "errors": analyse(joined, names, centres, min(resamples, 500), seed, masks=masks),
+        "errors": analyse(joined, names, centres, min(resamples, 500), seed, shares=shares),
         "notes": notes,
     }
 

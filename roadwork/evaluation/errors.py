@@ -89,7 +89,12 @@ def object_share(index: Any, row: int) -> float:
         masks = index.read_masks(int(row))
     except (OSError, ValueError):  # a damaged sample has no size; the loader has already named it
         return math.nan
-    return math.nan if masks is None else float(np.asarray(masks[0]).any(axis=0).mean())
+    return math.nan if masks is None else covered(np.asarray(masks[0]))
+
+
+def covered(masks: Array) -> float:
+    """Share of the pixels of one view's masks [classes, s, s] that any class covers."""
+    return float(masks.any(axis=0).mean())
 
 
 def slices(joined: Joined, names: Mapping[str, Sequence[str]], centres: Any = ()) -> Iterator[tuple[str, Array, str]]:
@@ -119,13 +124,14 @@ def _word(words: Sequence[str], code: int) -> str:
 
 def analyse(
     joined: Joined, names: Mapping[str, Sequence[str]] | None = None, centres: Any = (), n: int = 500, seed: int = 0,
-    worst: int = 12, masks: bool = True,
+    worst: int = 12, shares: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Breakdowns, confusion table and worst errors.
 
     names: words of the codes of weather, daytime and scene; centres [K, 2]: of the target region; n: bootstrap
-    resamples per row; worst: how many false positives and false negatives are named, worst first; masks: read masks
-    for the breakdown by object size. An empty or one-class set gives a stated degenerate result.
+    resamples per row; worst: how many false positives and false negatives are named, worst first; shares:
+    `object_share` of each photo by id where the masks have been read already. An empty or one-class set gives a
+    stated degenerate result.
     """
     label, probability = joined.label, joined.probability
     table = metrics.confusion(label, probability)
@@ -142,8 +148,8 @@ def analyse(
     for name, values, note in slices(joined, names or {}, centres):
         rows = [_row(joined, value, values == value, n, seed) for value in sorted(set(values))]
         result["breakdowns"].append({"field": name, "note": note, "rows": sorted(rows, key=lambda r: -r["n"])})
-    if masks and len(label):
-        result["breakdowns"].append(_by_size(joined, n, seed))
+    if len(label):
+        result["breakdowns"].append(_by_size(joined, shares, n, seed))
     wrong = (probability > 0.5) != (label == 1)
     for kind, positive in (("false_positives", 0), ("false_negatives", 1)):
         picked = np.flatnonzero(wrong & (label == positive))
@@ -167,11 +173,14 @@ def _row(joined: Joined, value: str, chosen: Array, n: int, seed: int) -> dict[s
     }
 
 
-def _by_size(joined: Joined, n: int, seed: int) -> dict[str, Any]:
+def _by_size(joined: Joined, shares: Mapping[str, float] | None, n: int, seed: int) -> dict[str, Any]:
     """Objects exist on positives only, so each band's positives are scored against ALL negatives."""
     share = np.full(len(joined.rows), math.nan)
     for k in np.flatnonzero(joined.label == 1):
-        share[k] = object_share(joined.index, int(joined.rows[k]))
+        row = int(joined.rows[k])
+        share[k] = (
+            object_share(joined.index, row) if shares is None else shares.get(str(joined.index.id[row]), math.nan)
+        )
     bands = np.asarray(_bands(share, SIZE_BANDS, lambda v: f"{v:.1%}", "no masks"), dtype=object)
     negative = joined.label == 0
     present = list(dict.fromkeys(bands[~negative]))

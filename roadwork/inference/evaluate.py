@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import numpy as np
 import torch
 
 from roadwork.config import Config
+from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.data.record import DAYTIME, SCENE, WEATHER
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.assess import evaluate as assess
-from roadwork.evaluation.errors import join
+from roadwork.evaluation.errors import covered, join
 from roadwork.evaluation.events import write_events
 from roadwork.evaluation.figures import evaluation_figures
 from roadwork.evaluation.report import read_json, read_probabilities, write_report
@@ -126,12 +128,12 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
     """
     run = Path(config.run.dir)
     systems, chosen, notes = dict(prepared.systems), prepared.chosen, list(prepared.notes)
-    looked: dict[str, list[float]] = {}
+    seen = Seen()
     standing: dict[str, Any] | None = None
     if prepared.model is not None:
         network = load(prepared.model, config, prepared.index, notes, engine.device)
-        answers, looked = network_answers(network, config, engine, prepared.index, notes)
-        systems.update(answers)
+        seen = network_answers(network, config, engine, prepared.index, notes)
+        systems.update(seen.systems)
         chosen = chosen or "image_only"
         if config.predict.challenge:
             standing = challenge_standing(network, config, engine, prepared.index)
@@ -141,9 +143,9 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
         result = assess(
             prepared.index, systems, chosen, train=prepared.train, prior=config.predict.prior,
             resamples=config.predict.bootstrap, seed=config.seed, names=NAMES,
-            centres=prepared.index.manifest.get("clusters") or (),
+            centres=prepared.index.manifest.get("clusters") or (), shares=seen.shares,
         )  # fmt: skip
-        finish(result, notes, looked, standing)
+        finish(result, notes, seen.attention, standing)
         write_own_predictions(run, result, systems[chosen], bool(prepared.systems))
         _write(run / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
         page = write_report(run, shards=config.data.shards, scored=prepared.index, train=prepared.train)
@@ -153,14 +155,14 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
 
 
 def finish(
-    result: dict[str, Any], notes: list[str], looked: Mapping[str, list[float]], standing: dict[str, Any] | None
+    result: dict[str, Any], notes: list[str], attention: Mapping[str, list[float]], standing: dict[str, Any] | None
 ) -> None:
     """Adds notes, the attention over the views of each worst error, and the challenge standing."""
     result["notes"] = notes + result["notes"]
     for errors in result["errors"]["worst"].values():
         for error in errors:
-            if error["id"] in looked:
-                error["attention"] = looked[error["id"]]
+            if error["id"] in attention:
+                error["attention"] = attention[error["id"]]
     if standing is not None:
         result["challenge"] = standing
 
@@ -197,45 +199,85 @@ def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], devi
     return network
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Seen:
+    """What one pass over the photos gives, by id.
+
+    systems: probabilities of `image_only` and `image_only_224`; attention: over the photo's views, 0 for a pruned one;
+    shares: see `errors.object_share`, None where there was no pass.
+    """
+
+    systems: dict[str, dict[str, float]] = field(default_factory=dict)
+    attention: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one photo: probabilities on all views and on a single one, and what else `Seen` holds of it."""
+
+    id: str
+    full: float
+    alone: float
+    attention: list[float]
+    share: float
+    readable: bool
+
+
 def network_answers(
     network: RoadworkDetector, config: Config, engine: Engine, index: ShardIndex, notes: list[str]
-) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
-    """`image_only` and `image_only_224` of every photo, and its views' attention (0: pruned). Collective."""
-    found: list[tuple[str, float, float, list[float]]] = []
+) -> Seen:
+    """The saved network's answers to every photo, and the photos' masks, in one reading. Collective."""
+    found: list[Answer] = []
     loader = EvalLoader(
         index, batch=config.predict.batch, rank=engine.rank, world_size=engine.world_size,
-        workers=config.data.workers, bad_sample_budget=1.0, load_masks=False,
+        workers=config.data.workers, bad_sample_budget=1.0,
     )  # fmt: skip
-    unreadable: list[str] = []
     console = engine.is_main and config.monitoring.console
     with Progress("evaluate", len(index), enabled=console) as progress:
         for batch in loader:
-            there = (batch.weight > 0).tolist()
-            small = [as_sent(photo) for photo in photos_of(index, batch)]
-            batch = batch.to(engine.device)
-            outputs = network(batch.views.float() / 255, batch.view_mask, None, batch.boxes, segmentation=False)
-            full = network.probabilities(outputs.logits).tolist()
-            alone = network.predict_batch(small, batch=config.predict.batch)
-            attention = outputs.attention.new_zeros(batch.view_mask.shape).scatter_add_(
-                1, outputs.kept, outputs.attention
-            )
-            weights = [row[:n] for row, n in zip(attention.tolist(), batch.view_mask.sum(1).tolist(), strict=True)]
-            for name, readable, p, q, seen in zip(batch.ids, there, full, alone, weights, strict=True):
-                prior = config.predict.prior  # without pixels the prior is all that is known
-                found.append((name, p if readable else prior, q if readable else prior, [round(w, 4) for w in seen]))
-                unreadable += [] if readable else [name]
+            found += answer(network, config, index, batch, engine.device)
             progress.advance(len(batch.ids) * engine.world_size)
-    found = engine.gather_object(found)
-    if lost := sorted(engine.gather_object(unreadable)):
+    everyone = {photo.id: photo for photo in engine.gather_object(found)}
+    photos = [everyone[str(name)] for name in index.id if str(name) in everyone]
+    if lost := sorted(photo.id for photo in photos if not photo.readable):
         notes.append(f"{len(lost)} photos could not be read and are answered with the prior: {', '.join(lost[:5])}")
-    order = {str(name): k for k, name in enumerate(index.id)}
-    found.sort(key=lambda line: order[line[0]])
     systems = {
-        "image_only": {name: p for name, p, _, _ in found},
-        "image_only_224": {name: q for name, _, q, _ in found},
+        "image_only": {photo.id: photo.full for photo in photos},
+        "image_only_224": {photo.id: photo.alone for photo in photos},
     }
-    return systems, {name: seen for name, _, _, seen in found}
+    return Seen(systems, {p.id: p.attention for p in photos}, {p.id: p.share for p in photos})
+
+
+@torch.inference_mode()
+def answer(
+    network: RoadworkDetector, config: Config, index: ShardIndex, batch: Batch, device: torch.device
+) -> list[Answer]:
+    """One batch's photos. An unreadable one is answered with the prior: that is all that is known of it."""
+    prior, size = config.predict.prior, config.predict.batch
+    alone = network.predict_batch([as_sent(photo) for photo in photos_of(index, batch)], batch=size)
+    here = batch.to(device)
+    outputs = network(here.views.float() / 255, here.view_mask, None, here.boxes, segmentation=False)
+    full = network.probabilities(outputs.logits).tolist()
+    attention = outputs.attention.new_zeros(here.view_mask.shape).scatter_add_(1, outputs.kept, outputs.attention)
+    rows = zip(attention.tolist(), batch.view_mask.sum(1).tolist(), strict=True)
+    weights = [[round(weight, 4) for weight in row[:views]] for row, views in rows]
+    readable = (batch.weight > 0).tolist()
+    return [
+        Answer(name, p if there else prior, q if there else prior, seen, share, there)
+        for name, p, q, seen, share, there in zip(
+            batch.ids, full, alone, weights, shares_of(batch), readable, strict=True
+        )
+    ]
+
+
+def shares_of(batch: Batch) -> list[float]:
+    """`errors.object_share` of each photo of a batch, from the masks that it holds."""
+    if batch.masks is None:
+        return [math.nan] * len(batch.ids)
+    known = (batch.masks_valid.any(1) & (batch.weight > 0)).tolist()
+    masks = batch.masks[:, 0].numpy()
+    return [covered(photo) if there else math.nan for photo, there in zip(masks, known, strict=True)]
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

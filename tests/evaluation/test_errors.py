@@ -51,7 +51,7 @@ def test_every_breakdown_holds_every_photo_once_and_its_own_metrics(index):
 
 @pytest.mark.parametrize("centres", [(), [[40.1, -70.1]]])
 def test_without_a_target_region_the_breakdowns_that_need_one_are_said_to_be_missing(index, centres):
-    found = evaluate(index, {"model": probabilities(index)}, "model", resamples=5, centres=centres, masks=False)
+    found = evaluate(index, {"model": probabilities(index)}, "model", resamples=5, centres=centres, shares={})
     fields = {breakdown["field"] for breakdown in found["errors"]["breakdowns"]}
     assert ({"gps_cluster", "distance"} <= fields) == bool(centres)
     assert any("no target region" in note for note in found["notes"]) != bool(centres)

@@ -14,9 +14,11 @@ from roadwork.config import Config, ModelConfig, validate
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
+from roadwork.evaluation.errors import object_share
 from roadwork.evaluation.photos import stitched
 from roadwork.evaluation.report import read_probabilities
-from roadwork.inference.evaluate import photos_of, prepare
+from roadwork.inference.evaluate import prepare, shares_of
+from roadwork.inference.single_view import photos_of
 from roadwork.inference.standing import challenge_standing
 from roadwork.models import RoadworkDetector
 from tests.evaluation.fake_run import write_predictions
@@ -83,6 +85,16 @@ def test_photos_are_put_together_from_what_the_loader_read(shards):
     for photo, row in zip(photos, batch.sample.tolist()[:-1], strict=True):
         assert np.array_equal(photo, stitched(index, row))
     assert not unreadable.any()
+
+
+def test_objects_are_measured_in_the_masks_that_the_loader_read(shards):
+    index = ShardIndex.open(shards, "test")
+    (batch,) = EvalLoader(index, batch=len(index), workers=0)
+    read = [object_share(index, row) for row in batch.sample.tolist()]
+    assert max(read) > 0
+    assert np.array_equal(shares_of(batch), read, equal_nan=True)
+    batch.weight[0] = 0.0  # as where it cannot be read
+    assert np.isnan(shares_of(batch)[0])
 
 
 class Rank:
