@@ -68,7 +68,7 @@ class Ablation:
         """The test photos' answers of one training run, made now or kept from before."""
         path = self.out / "answers" / f"{variant}-seed-{seed}.json"
         if path.is_file():
-            stored = json.loads(path.read_text())
+            stored: dict[str, Any] = json.loads(path.read_text())
             if stored["size"] == json.loads(json.dumps(asdict(self.size))):
                 return stored
             raise SystemExit(f"{path} was made with another size: {stored['size']}; give another --out")
@@ -183,14 +183,15 @@ def _log_odds(run: Path, name: str, ids: list[str]) -> np.ndarray:
 
 def row(claim: Claim, found: dict[str, list[dict[str, Any]]], resamples: int) -> dict[str, Any]:
     """One claim's differences over all seeds; `found`: answers per training run, one per seed."""
-    trials, means = [], {"with": [], "without": []}  # type: ignore[var-annotated]
+    trials: list[Trial] = []
+    means: dict[str, list[float]] = {"with": [], "without": []}
     for one, other in zip(found[claim.with_it.variant], found[claim.without.variant], strict=True):
         if one["id"] != other["id"]:
             raise SystemExit(f"{claim.name}: the two runs of seed {one['seed']} saw different test photos")
         label, group = np.asarray(one["label"]), np.asarray(one["group"])
         sides = [_side(one, claim.with_it), _side(other, claim.without)]
         for name, side in zip(means, sides, strict=True):
-            means[name].append(np.mean([metric_value(label, answer) for answer in side]))
+            means[name].append(float(np.mean([metric_value(label, answer) for answer in side])))
         trials.append(Trial(label, group, *sides))
     difference = paired_difference(trials, "mcc", resamples)
     auc = paired_difference(trials, "auc", resamples)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.augment_errors import max_errors
 from roadwork.config import AugmentConfig
@@ -64,7 +64,7 @@ def kornia_list(size: int, plasma: bool) -> nn.Module:
     return nn.Sequential(*ops)
 
 
-def torchvision_list(size: int) -> Callable[[Tensor], Tensor]:
+def torchvision_list(size: int) -> nn.Module:
     """The ops that torchvision v2 has, at the same probabilities; one draw for the views of a photo."""
     from torchvision.transforms import v2
 
@@ -73,9 +73,10 @@ def torchvision_list(size: int) -> Callable[[Tensor], Tensor]:
     bilinear = v2.InterpolationMode.BILINEAR
 
     def at(p: float, op: nn.Module) -> nn.Module:
-        return v2.RandomApply([op], p=p)
+        chance: nn.Module = v2.RandomApply([op], p=p)
+        return chance
 
-    return v2.Compose(
+    ops: nn.Module = v2.Compose(
         [
             v2.RandomHorizontalFlip(0.7),
             at(0.5, v2.RandomRotation(15, interpolation=bilinear)),
@@ -89,6 +90,7 @@ def torchvision_list(size: int) -> Callable[[Tensor], Tensor]:
             at(0.15, v2.GaussianBlur(taps, (sigma / 4, sigma))),
         ]
     )
+    return ops
 
 
 def contenders(size: int, device: torch.device) -> dict[str, Callable[[int], None]]:

@@ -66,7 +66,8 @@ def enlarged(data: bytes, factor: int) -> bytes:
     """A photo with `factor` times the side, as a phone's sensor has."""
     rgb = simplejpeg.decode_jpeg(data)
     large = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    return simplejpeg.encode_jpeg(large, 92, "RGB", "420")
+    jpeg: bytes = simplejpeg.encode_jpeg(large, 92, "RGB", "420")
+    return jpeg
 
 
 def bare(photos: list[bytes], options: BuildOptions, rounds: int, gate: Any, out: Any) -> None:

@@ -137,8 +137,8 @@ def pretrained_lite0() -> nn.Module:
     recipe = plan(LITE0, "auto")
     net = create(recipe, view_size=224)
     load(net, recipe, "auto")
-    whole = nn.Sequential(v2.Normalize(recipe.mean, recipe.std), net)
-    return whole.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    whole: nn.Module = nn.Sequential(v2.Normalize(recipe.mean, recipe.std), net)
+    return whole.eval().to(memory_format=torch.channels_last)
 
 
 def features(net: nn.Module, drawn: list[Drawn]) -> Tensor:

@@ -26,7 +26,7 @@ from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import merged_overrides, replaced, shared_units
 from roadwork.training import folds
 from roadwork.training.fold_cache import FixedCopies, LivePrefix, PrefixCache, PrefixSource
-from roadwork.training.fold_trainer import FoldResult, train_fold
+from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 
 
 def main() -> None:
@@ -90,14 +90,14 @@ def measure(config: Config, model: RoadworkDetector, device: torch.device, photo
     }
 
 
-def first(data: folds.FoldData, photos: int) -> folds.FoldData:
+def first(data: FoldData, photos: int) -> FoldData:
     """The first photos of all folds."""
     parts = {name: getattr(data, name)[:photos] for name in ("rows", "ids", "labels", "weights", "fold")}
     return replace(data, **parts)
 
 
 def _train(
-    model: RoadworkDetector, source: PrefixSource, data: folds.FoldData, config: Config, device: torch.device
+    model: RoadworkDetector, source: PrefixSource, data: FoldData, config: Config, device: torch.device
 ) -> tuple[float, list[FoldResult]]:
     started = time.perf_counter()
     results = [train_fold(model, source, data, fold, config, device) for fold in range(data.number)]

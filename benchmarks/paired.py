@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,10 +58,13 @@ def weighted_auc(label: Ints, probability: Floats, weights: Floats) -> Floats:
     positive, negative = (weights * (label == 1)) @ levels, (weights * (label == 0)) @ levels
     below = np.cumsum(negative, axis=1) - negative / 2
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    ordered = (positive * below).sum(axis=1)
+    area: Floats = np.divide(ordered, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return area
 
 
-METRICS = {"mcc": weighted_mcc, "auc": weighted_auc}
+Metric = Callable[[Ints, Floats, Floats], Floats]
+METRICS: dict[str, Metric] = {"mcc": weighted_mcc, "auc": weighted_auc}
 
 
 def paired_difference(trials: Sequence[Trial], metric: str = "mcc", resamples: int = 1000, seed: int = 0) -> Difference:
@@ -94,5 +97,6 @@ def paired_difference(trials: Sequence[Trial], metric: str = "mcc", resamples: i
     return Difference(float(np.mean(values)), low, high)
 
 
-def _mean(measure: object, label: Ints, several: Floats, weights: Floats) -> Floats:
-    return np.mean([measure(label, one, weights) for one in several], axis=0)  # type: ignore[operator]
+def _mean(measure: Metric, label: Ints, several: Floats, weights: Floats) -> Floats:
+    mean: Floats = np.mean([measure(label, one, weights) for one in several], axis=0)
+    return mean

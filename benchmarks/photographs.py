@@ -92,7 +92,8 @@ class Plain:
     def load(path: Path) -> Tensor:
         rgb, _ = decode_photo(path.read_bytes())
         pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
-        return v2.functional.resize(pixels, [256, 256], antialias=True)
+        square: Tensor = v2.functional.resize(pixels, [256, 256], antialias=True)
+        return square
 
     def fit(self, decoded: int, seconds: float, batch: int = 16) -> "Plain":
         """Train on `decoded` photos; ends early where that takes more than `seconds`."""

@@ -271,7 +271,7 @@ def read_probe(processes: int, stem: Path, run: Path) -> dict[str, Any]:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything of scaling_measured.json but the GPU's step, which stays as it is."""
-    stored = json.loads(MEASURED.read_text())
+    stored: dict[str, Any] = json.loads(MEASURED.read_text())
     stored["photos"] = build_shards(folder / "large", 24, 512)
     build_shards(folder / "small", 40, 64)
     stored["real_processes"] = [probe(n, folder / "small", folder) for n in (1, 2, 4)]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import roadwork.training.pretrain as stage
 from roadwork.command_line import parse
-from roadwork.data.loader import Batch
+from roadwork.data.batch import Batch
 from roadwork.training.loop import Trainer
 
 SENT: Counter[str] = Counter()
@@ -69,7 +69,7 @@ def main() -> None:
     """Count, train, write."""
     for name in COLLECTIVES:
         setattr(dist, name, counted(name))
-    stage.Trainer = Watched  # type: ignore[misc]
+    vars(stage)["Trainer"] = Watched  # what the stage makes by this name
     stage.pretrain(parse("pretrain", sys.argv[2:]).config)
 
 

@@ -126,7 +126,7 @@ def consequence(row: Mapping[str, Any]) -> str:
 def picture(result: Mapping[str, Any]) -> str:
     """Gains in MCC and their intervals as an SVG, one line per component."""
     rows = result["figures"]["rows"]
-    edge = max(0.01, *(abs(row[key]) for row in rows for key in ("low", "high", "value"))) * 1.05
+    edge: float = max(0.01, *(abs(row[key]) for row in rows for key in ("low", "high", "value"))) * 1.05
     height = _ROW * (len(rows) + 2)
 
     def x(value: float) -> float:

@@ -482,7 +482,8 @@ def masks_folder(config: Config) -> Path:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The tree as plain values, as written to `config.yaml`."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+    return plain
 
 
 def save(config: Config, path: str | Path) -> None:

@@ -16,7 +16,7 @@ import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ CPU_CONFIG = ROOT / "ds_configs" / "zero2_bf16_cpu.json"
 GRACE_S = 15.0
 """Seconds by which a collective outlives `engine.timeout_s`, so that the heartbeats can say first who hangs."""
 _PARENT = os.getppid()
+Value = TypeVar("Value")
 
 
 def launched_rank() -> int:
@@ -147,7 +148,7 @@ class Engine:
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Value) -> Value:
         """Rank 0's value on every process."""
         if self.world_size == 1:
             return value
@@ -293,7 +294,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no DeepSpeed configuration at {path}; use one of {', '.join(sorted(_shipped()))}")
     try:
-        settings = json.loads(path.read_text())
+        settings: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     stage = settings.get("zero_optimization", {}).get("stage", 0)

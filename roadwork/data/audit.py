@@ -99,7 +99,9 @@ def _features(name: str, values: Sequence[Any]) -> np.ndarray | None:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         texts = ["" if value is None else str(value) for value in values]
-        return HashingVectorizer(n_features=128, norm=None, token_pattern=r"\w+").transform(texts).toarray()
+        hashing = HashingVectorizer(n_features=128, norm=None, token_pattern=r"\w+")
+        counts: np.ndarray = hashing.transform(texts).toarray()
+        return counts
     words = ["" if value is None else str(value) for value in values]
     common = [word for word, _ in Counter(words).most_common(64)]
     return np.array([[float(word == other) for other in common] for word in words])

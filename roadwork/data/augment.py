@@ -14,7 +14,9 @@ view. Only what hits a photo costs anything. On a CPU photos go one by one throu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -173,7 +175,7 @@ class _Work:
         self.x = x
         self.own = False
 
-    def on(self, hit: Array, op) -> None:  # type: ignore[no-untyped-def]
+    def on(self, hit: Array, op: Callable[[Tensor], Tensor]) -> None:
         """Replace photos where `hit` by op(photos [n, V, 3, S, S])."""
         if not hit.any():
             return
@@ -222,7 +224,7 @@ def _camera(work: _Work, p: Parameters, size: int, first: int) -> None:
     for row in np.flatnonzero((p.motion != 0).any(1)):
         alone = np.arange(len(p)) == row
         vector = p.motion[row] * scale
-        work.on(alone, lambda a, vector=vector: motion_blur(a.flatten(0, 1), vector).view_as(a))
+        work.on(alone, partial(_moved, vector=vector))
     blurred = (p.gaussian > 0) & ~p.challenge
     if blurred.any():
         sigma = np.repeat(p.gaussian[blurred] * scale, work.x.shape[1])
@@ -232,6 +234,10 @@ def _camera(work: _Work, p: Parameters, size: int, first: int) -> None:
         work.to_own()
         hit = p.rows(noisy)
         work.on(noisy, lambda a: add_noise_(a, hit.noise, hit.noise_seed, first))
+
+
+def _moved(photos: Tensor, vector: Array) -> Tensor:
+    return motion_blur(photos.flatten(0, 1), vector).view_as(photos)
 
 
 def _move_masks(masks: Tensor, p: Parameters) -> Tensor:

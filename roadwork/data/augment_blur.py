@@ -21,7 +21,8 @@ def gaussian_weights(sigma: Array) -> Array:
     radius = int(reach.max(initial=0))
     tap = np.arange(-radius, radius + 1)
     weight = np.exp(-0.5 * (tap / np.maximum(sigma, 1e-3)[:, None]) ** 2) * (np.abs(tap) <= reach[:, None])
-    return weight / weight.sum(1, keepdims=True)
+    share: Array = weight / weight.sum(1, keepdims=True)
+    return share
 
 
 def gaussian_blur(views: Tensor, sigma: Tensor | Array | float) -> Tensor:

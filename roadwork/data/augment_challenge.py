@@ -84,7 +84,8 @@ def quantisation(quality: int) -> Array:
         raise ValueError(f"JPEG quality is {quality}; give 1 to 100")
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     base = np.array([[int(v) for v in table.split()] for table in _QUANT]).reshape(2, 8, 8)
-    return np.clip((base * scale + 50) // 100, 1, 255)
+    tables: Array = np.clip((base * scale + 50) // 100, 1, 255)
+    return tables
 
 
 def _cosines() -> Array:

@@ -24,13 +24,15 @@ def hue_matrices(radians: Array) -> Array:
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = np.cos(radians)
     turn[:, 1, 2], turn[:, 2, 1] = np.sin(radians), -np.sin(radians)
-    return _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
+    matrices: Array = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
+    return matrices
 
 
 def saturation_matrices(factor: Array) -> Array:
     """[N, 3, 3] blending with grey: 0 is grey, 1 the identity."""
     factor = np.asarray(factor)[:, None, None]
-    return factor * np.eye(3) + (1 - factor) * np.broadcast_to(np.array(LUMA), (3, 3))
+    matrices: Array = factor * np.eye(3) + (1 - factor) * np.broadcast_to(np.array(LUMA), (3, 3))
+    return matrices
 
 
 def colour_matrices(brightness: Array, contrast: Array, saturation: Array, hue: Array) -> Array:
@@ -39,7 +41,9 @@ def colour_matrices(brightness: Array, contrast: Array, saturation: Array, hue: 
     Contrast turns about the mean grey m of the photo: c x + (1 - c) m. Greys pass saturation and hue unchanged, so the
     constant is (1 - c) m on every channel, m being taken after brightness.
     """
-    return hue_matrices(hue) @ saturation_matrices(saturation) * (np.asarray(contrast * brightness))[:, None, None]
+    factor: Array = np.asarray(contrast * brightness)[:, None, None]
+    matrices: Array = hue_matrices(hue) @ saturation_matrices(saturation) * factor
+    return matrices
 
 
 def mean_grey(photo: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def mix(x: Array) -> Array:
     x = np.asarray(x, np.uint64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: Array = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def keys(seed: int, epoch: Array, position: Array) -> Array:

@@ -27,12 +27,14 @@ def encode_views(sheet: Array, quality: int = JPEG_QUALITY) -> bytes:
     Small views keep their full chroma (4:4:4): at 64 px a cone is a few pixels wide, and colour is what tells it.
     """
     chroma = "420" if sheet.shape[1] >= FULL_CHROMA_BELOW else "444"
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), quality, "RGB", chroma, fastdct=False)
+    jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), quality, "RGB", chroma, fastdct=False)
+    return jpeg
 
 
 def encode_view_planes(y: Array, cb: Array, cr: Array, quality: int = JPEG_QUALITY) -> bytes:
     """Sheets of planes, uint8 [V * S, S] and twice [V * S / 2, S / 2] -> JPEG at 4:2:0, as `encode_views` writes it."""
-    return simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, quality, fastdct=False)
+    jpeg: bytes = simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, quality, fastdct=False)
+    return jpeg
 
 
 def decode_views(data: bytes, num_views: int, size: int, out: Array | None = None, crc: int | None = None) -> Array:

@@ -41,7 +41,8 @@ def usable(latlon: np.ndarray) -> np.ndarray:
     latlon = _pairs(latlon, "latlon")
     with np.errstate(invalid="ignore"):
         inside = (np.abs(latlon[:, 0]) <= 90.0) & (np.abs(latlon[:, 1]) <= 180.0)
-    return np.isfinite(latlon).all(axis=1) & inside & (latlon != 0.0).any(axis=1)
+    known: np.ndarray = np.isfinite(latlon).all(axis=1) & inside & (latlon != 0.0).any(axis=1)
+    return known
 
 
 def unit_sphere(latlon: np.ndarray) -> np.ndarray:
@@ -52,9 +53,9 @@ def unit_sphere(latlon: np.ndarray) -> np.ndarray:
 
 def from_sphere(xyz: np.ndarray) -> np.ndarray:
     """Vectors [N, 3] of any length to degrees [N, 2]."""
-    return np.degrees(
-        np.stack([np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])), np.arctan2(xyz[:, 1], xyz[:, 0])], axis=1)
-    )
+    latitude, longitude = np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])), np.arctan2(xyz[:, 1], xyz[:, 0])
+    latlon: np.ndarray = np.degrees(np.stack([latitude, longitude], axis=1))
+    return latlon
 
 
 def haversine_km(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -71,7 +72,8 @@ def haversine_km(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         np.radians(np.asarray(b, dtype=np.float64))[..., 1],
     )
     h = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
-    return 2.0 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
+    distance: np.ndarray = 2.0 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
+    return distance
 
 
 def nearest_km(latlon: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -137,7 +137,8 @@ def _orientation(image: Image.Image) -> int:
 def _decode_jpeg(data: bytes, least: tuple[int, int], notes: list[str]) -> np.ndarray | None:
     """Quick strict decode; None where only Pillow can read the file. Raises Rejected for missing data."""
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least[0], min_width=least[1])
+        rgb: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least[0], min_width=least[1])
+        return rgb
     except ValueError as error:
         message = str(error).lower()
     if any(word in message for word in _DAMAGE):

@@ -149,9 +149,10 @@ class ShardIndex:
         """
         data = self._reader.read(int(self.shard[i]), int(self.meta_offset[i]), int(self.meta_size[i]))
         try:
-            return json.loads(data)
+            meta: dict[str, Any] = json.loads(data)
         except ValueError as error:
             raise Unreadable(f"its metadata do not parse ({error})") from error
+        return meta
 
     def boxes(self, i: int) -> npt.NDArray[np.float32]:
         """View boxes of sample i as fractions of the photo: float32 [V, 4]."""
@@ -185,7 +186,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if missing := [key for key in ("view_size", "mask_size", "shards", "indexes") if key not in manifest]:
         raise UserError(f"{path} is altered (it lacks {', '.join(missing)}); run `{rebuild_command(root)}`")
-    return manifest
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
@@ -360,7 +362,7 @@ def _commit(root: Path | str, manifest: dict[str, Any], tables: Mapping[str, Tab
     indexes = dict(manifest["indexes"])
     for split, table in tables.items():
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **table)  # type: ignore[arg-type]
+        np.savez(buffer, allow_pickle=False, **table)
         data = buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         name = f"{split}.index-{digest[:16]}.npz"

@@ -98,7 +98,8 @@ class ShardPermutation:
         """int64 [N] in 0..n-1 -> int64 [N] in 0..n-1."""
         place = self._within(x, back=False)
         at = np.searchsorted(self.starts, place, side="right") - 1
-        return self.bounds[self.row[at]] + place - self.starts[at]
+        number: Ints = self.bounds[self.row[at]] + place - self.starts[at]
+        return number
 
     def inverse(self, y: Ints) -> Ints:
         """The x with forward(x) = y."""
@@ -130,4 +131,5 @@ def _hash(x: Words, key: Words, modulus: int) -> Words:
 def _add(x: Words, y: Words, modulus: int) -> Words:
     """x + y mod modulus, for x < modulus and y <= modulus."""
     total = x + y
-    return np.minimum(total, total - np.uint64(modulus))
+    rest: Words = np.minimum(total, total - np.uint64(modulus))  # the smaller: below 0 it wraps around
+    return rest

@@ -77,4 +77,4 @@ class RangeReader:
         return self._paths, self._max_open, self.cache
 
     def __setstate__(self, state: tuple[list[str], int, ShardCache | None]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        RangeReader.__init__(self, *state)

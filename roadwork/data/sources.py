@@ -281,18 +281,18 @@ def flat_types(schema: pa.Schema) -> dict[str, pa.DataType]:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
+        index: int = kind.get_field_index("bytes")
         return index >= 0 and _is_bytes(kind.field(index).type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _wrong_type(name: str, kind: pa.DataType) -> str:
@@ -443,7 +443,8 @@ class CsvSource:
             yield (0, 0, number), row | {"split": split_word(row["split"])}
 
     def _photo(self, ref: Ref) -> Path:
-        return Path(self.path).parent / self.table[ref[2]]["path"]
+        name: str = self.table[ref[2]]["path"]
+        return Path(self.path).parent / name
 
     def load(self, refs: Iterable[Ref]) -> Iterator[tuple[Ref, bytes, bytes | None]]:
         for ref in refs:

@@ -88,7 +88,8 @@ class RemoteStore:
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes:
-        return self._files.cat_file(self._path(name))
+        data: bytes = self._files.cat_file(self._path(name))
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)

@@ -36,11 +36,11 @@ class Conditions:
 def _gain(image: Floats, gains: Sequence[float], mix: float = 0.0, offset: float = 0.0) -> Floats:
     """Each channel times its gain, plus `mix` times the sum of all channels, plus `offset`: one pass."""
     matrix = np.concatenate([np.diag(gains) + mix, np.full((3, 1), offset)], 1).astype(np.float32)
-    return cv2.transform(image, matrix)  # type: ignore[return-value]
+    return cv2.transform(image, matrix)
 
 
 def _three(grey: Floats) -> Floats:
-    return cv2.merge([grey, grey, grey])  # type: ignore[return-value]
+    return cv2.merge([grey, grey, grey])
 
 
 def _night(image: Floats, frame: Frame, rng: np.random.Generator, dark: bool) -> Floats:
@@ -67,7 +67,7 @@ def _night(image: Floats, frame: Frame, rng: np.random.Generator, dark: bool) ->
         np.maximum(glow, halo[..., None] * np.asarray(colour, np.float32) * np.float32(strength), out=glow)
     lit = cv2.resize(np.minimum(light + lamplight, 1.05), (WIDTH, HEIGHT))
     image = _gain(cv2.multiply(image, _three(lit)), (0.86, 0.92, 1.12) if dark else (1.04, 0.92, 0.96))
-    return cv2.add(image, cv2.resize(glow, (WIDTH, HEIGHT)))  # type: ignore[return-value]
+    return cv2.add(image, cv2.resize(glow, (WIDTH, HEIGHT)))
 
 
 def _rain(image: Floats, frame: Frame, rng: np.random.Generator) -> Floats:
@@ -83,7 +83,7 @@ def _rain(image: Floats, frame: Frame, rng: np.random.Generator) -> Floats:
     slant = float(rng.uniform(-0.25, 0.25))
     for x, y, length in rng.uniform((0, 0, 14), (WIDTH, HEIGHT, 46), (260, 3)):
         cv2.line(streaks, (int(x), int(y)), (int(x + slant * length), int(y + length)), 60, 1)
-    return cv2.add(image, _three(cv2.blur(streaks, (2, 3)).astype(np.float32)))  # type: ignore[return-value]
+    return cv2.add(image, _three(cv2.blur(streaks, (2, 3)).astype(np.float32)))
 
 
 def _snow(image: Floats, rng: np.random.Generator) -> Floats:
@@ -101,7 +101,7 @@ def _glare(image: Floats, frame: Frame, rng: np.random.Generator) -> Floats:
     ys, xs = np.mgrid[: HEIGHT // 8, : WIDTH // 8].astype(np.float32) * 8
     distance = (xs - column) ** 2 + (ys - row) ** 2
     bright = 190 * np.exp(-distance / 110.0**2) + 85 * np.exp(-distance / 420.0**2)
-    return cv2.add(image, _gain(_three(cv2.resize(bright, (WIDTH, HEIGHT))), (1.0, 0.90, 0.70)))  # type: ignore[return-value]
+    return cv2.add(image, _gain(_three(cv2.resize(bright, (WIDTH, HEIGHT))), (1.0, 0.90, 0.70)))
 
 
 def expose(frame: Frame, conditions: Conditions, rng: np.random.Generator) -> Image:
@@ -126,4 +126,4 @@ def expose(frame: Frame, conditions: Conditions, rng: np.random.Generator) -> Im
     strength = np.float32((9.0 if conditions.daytime == "Dark" else 4.0) / 104.0)
     first, second = rng.integers(0, 256, (2, HEIGHT, WIDTH), np.uint8)
     grain = cv2.add(first, second, dtype=cv2.CV_32F) * strength + (patchy - np.float32(255) * strength)
-    return cv2.add(image, _three(grain), dtype=cv2.CV_8U)  # type: ignore[return-value]
+    return cv2.add(image, _three(grain), dtype=cv2.CV_8U)

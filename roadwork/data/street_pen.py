@@ -47,7 +47,7 @@ class Pen:
     def poly(self, points: Points, colour: Colour) -> None:
         pixels = self._pixels(points)
         cv2.fillPoly(self.rgb, [pixels], colour, cv2.LINE_8, 4)
-        cv2.fillPoly(self.alpha, [pixels], 255, cv2.LINE_8, 4)  # type: ignore[call-overload]
+        cv2.fillPoly(self.alpha, [pixels], 255, cv2.LINE_8, 4)
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
@@ -63,14 +63,14 @@ class Pen:
         outlines = self._pixels(centres[:, None] + _CIRCLE * (r, r))
         for outline, colour in zip(outlines, colours, strict=True):
             cv2.fillPoly(self.rgb, [outline], colour, cv2.LINE_8, 4)
-            cv2.fillPoly(self.alpha, [outline], 255, cv2.LINE_8, 4)  # type: ignore[call-overload]
+            cv2.fillPoly(self.alpha, [outline], 255, cv2.LINE_8, 4)
 
     def line(self, points: Points, width: float, colour: Colour) -> None:
         """A stroke with round ends; `width` in units of the height."""
         pixels = self._pixels(points)
         thickness = max(1, round(width * self.scale))
         cv2.polylines(self.rgb, [pixels], False, colour, thickness, cv2.LINE_8, 4)
-        cv2.polylines(self.alpha, [pixels], False, 255, thickness, cv2.LINE_8, 4)  # type: ignore[call-overload]
+        cv2.polylines(self.alpha, [pixels], False, 255, thickness, cv2.LINE_8, 4)
 
     def stripes(self, points: Points, first: Colour, second: Colour, pitch: float, slope: float = 1.0) -> None:
         """A polygon filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
@@ -78,7 +78,7 @@ class Pen:
         left, top = (float(edge) * self.scale for edge in np.asarray(points).min(axis=0))
         clip = np.zeros(self.alpha.shape, np.uint8)
         pixels = self._pixels(points)
-        cv2.fillPoly(clip, [pixels], 1, cv2.LINE_8, 4)  # type: ignore[call-overload]
+        cv2.fillPoly(clip, [pixels], 1, cv2.LINE_8, 4)
         box = tuple(  # only the polygon's surroundings are walked over; an outline may round to a pixel outside
             slice(max(0, low // 16 - 1), high // 16 + 2) for low, high in zip(pixels.min(0), pixels.max(0), strict=True)
         )[::-1]
@@ -105,7 +105,7 @@ class Pen:
 
 def add_grey(image: Image, grey: Floats) -> Image:
     """uint8 `image` [h, w, 3] plus `grey` [h, w] in every channel, saturated. (Three times as fast as broadcasting.)"""
-    return cv2.add(image, cv2.merge([grey, grey, grey]), dtype=cv2.CV_8U)  # type: ignore[return-value]
+    return cv2.add(image, cv2.merge([grey, grey, grey]), dtype=cv2.CV_8U)
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int = 3) -> Floats:

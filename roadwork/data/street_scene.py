@@ -1,5 +1,6 @@
 """The street itself: camera, sky, buildings, road, trees, and sprites put where they stand."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import cv2
@@ -281,6 +282,12 @@ def _ground(frame: Frame, rng: np.random.Generator, place: Place, snow: bool) ->
     frame.rgb[top:] = add_grey(frame.rgb[top:], grain)
 
 
+def _veiled(colour: Iterable[float], light: float, veil: float, haze: Colour) -> Colour:
+    """`colour` times `light`, seen through haze that hides the share `veil` of it."""
+    red, green, blue = (int(c * light * (1 - veil) + h * veil) for c, h in zip(colour, haze, strict=True))
+    return red, green, blue
+
+
 def _building(frame: Frame, place: Place, house: Building) -> None:
     ahead = frame.camera.ahead
     near, far = max(house.near, ahead + 1.6), house.far
@@ -291,21 +298,19 @@ def _building(frame: Frame, place: Place, house: Building) -> None:
         deep = x + house.side * 9.0
         veil = frame.fade(near - ahead)
         wall = house.texture[house.texture.shape[0] // 2, 1]
-        shade = tuple(int(c * 0.72 * (1 - veil) + h * veil) for c, h in zip(wall, frame.haze, strict=True))
-        _quad(frame, [(x, 0, near), (deep, 0, near), (deep, house.height, near), (x, house.height, near)], shade)  # type: ignore[arg-type]
+        shade = _veiled(wall, 0.72, veil, frame.haze)
+        _quad(frame, [(x, 0, near), (deep, 0, near), (deep, house.height, near), (x, house.height, near)], shade)
         if place.family.roof == "gable":
             peak = house.height + 2.6
-            trim = tuple(
-                int(c * 0.9 * (1 - veil) + h * veil) for c, h in zip(place.family.trim, frame.haze, strict=True)
-            )
-            _quad(frame, [(x, house.height, near), (deep, house.height, near), ((x + deep) / 2, peak, near)], trim)  # type: ignore[arg-type]
+            trim = _veiled(place.family.trim, 0.9, veil, frame.haze)
+            _quad(frame, [(x, house.height, near), (deep, house.height, near), ((x + deep) / 2, peak, near)], trim)
             ridge = [
                 (x, house.height, near),
                 (x, house.height, far),
                 ((x + deep) / 2, peak, far),
                 ((x + deep) / 2, peak, near),
             ]
-            _quad(frame, ridge, trim)  # type: ignore[arg-type]
+            _quad(frame, ridge, trim)
     outline = ((house.height, near), (house.height, far), (0.0, far), (0.0, near))
     corners = np.array([frame.camera.point(x, up, z) for up, z in outline], np.float32)
     rows, columns = house.texture.shape[:2]

@@ -38,11 +38,16 @@ def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: F
             with tempfile.TemporaryFile() as file:
                 np.save(file, table)
                 file.flush()
-                return np.load(f"/proc/self/fd/{file.fileno()}", mmap_mode="r")
+                return _mapped(f"/proc/self/fd/{file.fileno()}")
         for old in path.parent.glob(f"{name}.cumulative-*.npy"):
             if old != path:
                 old.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    return _mapped(path)
+
+
+def _mapped(path: str | Path) -> Floats:
+    table: Floats = np.load(path, mmap_mode="r")
+    return table
 
 
 def open_order(index: ShardIndex, seed: int, *, weighted: bool = True, window: int = 0) -> EndlessOrder:

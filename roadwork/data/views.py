@@ -163,7 +163,7 @@ def scaled_boxes(
 ) -> npt.NDArray[np.float32]:
     """Boxes in pixels of the photo (width, height) to whole pixels of a copy of it [h, w, ...], never empty."""
     scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
-    scaled = np.rint(boxes * scale)
+    scaled: npt.NDArray[np.float64] = np.rint(boxes * scale)
     limit = np.array([plane[1], plane[0]])
     scaled[:, :2] = np.minimum(scaled[:, :2], limit - 1)
     scaled[:, 2:] = np.clip(scaled[:, 2:], scaled[:, :2] + 1, limit)

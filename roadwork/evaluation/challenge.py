@@ -184,7 +184,8 @@ def reward(predictions: Any, labels: Any) -> float:
         return 0.0
     mcc = window_mcc(predictions[-LONG_WINDOW:], labels[-LONG_WINDOW:])
     accuracy = window_accuracy(predictions[-SHORT_WINDOW:], labels[-SHORT_WINDOW:])
-    return (0.5 * mcc + 0.5 * accuracy) ** POWER
+    cubed: float = (0.5 * mcc + 0.5 * accuracy) ** POWER
+    return cubed
 
 
 def rewards(predictions: Any, labels: Any) -> Any:

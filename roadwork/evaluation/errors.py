@@ -72,7 +72,8 @@ def great_circle_km(latitude: Array, longitude: Array, points: Array) -> Array:
     a, o = np.radians(np.asarray(latitude, dtype=np.float64)), np.radians(np.asarray(longitude, dtype=np.float64))
     b, p = np.radians(np.asarray(points, dtype=np.float64).reshape(-1, 2)).T
     h = np.sin((a[:, None] - b) / 2) ** 2 + np.cos(a)[:, None] * np.cos(b) * np.sin((o[:, None] - p) / 2) ** 2
-    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0, 1)))
+    distance: Array = 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0, 1)))
+    return distance
 
 
 def _bands(values: Array, ends: Sequence[float], form: Any, unknown: str) -> list[str]:

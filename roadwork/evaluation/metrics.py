@@ -113,7 +113,8 @@ def _mcc_rows(tables: Array) -> Array:
 
 
 def _ratio_rows(over: Array, under: Array) -> Array:
-    return np.divide(over, under, out=np.full(len(over), np.nan), where=under > 0)
+    ratio: Array = np.divide(over, under, out=np.full(len(over), np.nan), where=under > 0)
+    return ratio
 
 
 _TABLE_METRICS: dict[str, Callable[[Array], Array]] = {

@@ -54,7 +54,8 @@ def looked_at(index: Any, row: int, attention: Sequence[float], width: int = 480
     for share, box in zip(attention[1:], np.round(boxes[1:]).astype(int), strict=False):
         x0, y0, x1, y1 = box
         weight[y0:y1, x0:x1] = np.maximum(weight[y0:y1, x0:x1], share)
-    return (canvas * (DARKEST + (1 - DARKEST) * weight / weight.max())).astype(np.uint8)
+    darker: npt.NDArray[np.uint8] = (canvas * (DARKEST + (1 - DARKEST) * weight / weight.max())).astype(np.uint8)
+    return darker
 
 
 def attention_words(attention: Sequence[float], most: int = 3) -> str:

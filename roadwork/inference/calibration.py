@@ -31,7 +31,8 @@ class Calibration:
 
     def probability(self, log_odds: np.ndarray) -> np.ndarray:
         """Probability of roadwork, same shape, float64."""
-        return expit(self.log_odds(log_odds))
+        probability: np.ndarray = expit(self.log_odds(log_odds))
+        return probability
 
 
 @dataclass(frozen=True)

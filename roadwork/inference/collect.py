@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from roadwork.config import Config
+from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
-from roadwork.data.loader import Batch, EvalLoader
+from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.inference.members import Members

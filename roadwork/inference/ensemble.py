@@ -170,7 +170,8 @@ def member_weights(log_odds: np.ndarray, held_out: HeldOut) -> np.ndarray:
 
     bounds = [(-5, 5)] * (number + 2)
     found = minimize(objective, np.zeros(number + 2), jac=True, method="L-BFGS-B", bounds=bounds)
-    return softmax(found.x[:number])
+    weights: np.ndarray = softmax(found.x[:number])
+    return weights
 
 
 def cross_fitted_ensemble(log_odds: np.ndarray, held_out: HeldOut) -> np.ndarray:

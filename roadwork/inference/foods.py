@@ -68,7 +68,8 @@ def weights(selection: Selection, temperature: float) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         scaled = np.where(selection.kept, (distance - nearest) / temperature, np.inf)
     raw = np.exp(-scaled)
-    return raw / raw.sum(axis=1, keepdims=True)
+    share: np.ndarray = raw / raw.sum(axis=1, keepdims=True)
+    return share
 
 
 def combine(log_odds: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -84,7 +85,7 @@ def combine(log_odds: np.ndarray, share: np.ndarray) -> np.ndarray:
     mixed = logit(np.clip(voted, tiny, 1 - np.finfo(np.float64).epsneg))
     alone = np.count_nonzero(share, axis=1) == 1
     single = flat[np.arange(len(flat)), share.argmax(axis=1)]
-    result = np.where(alone[:, None], single, mixed)
+    result: np.ndarray = np.where(alone[:, None], single, mixed)
     return result if values.ndim == 3 else result[:, 0]
 
 

@@ -83,7 +83,8 @@ class ShrunkGaussian:
         """queries [M,D] -> float64 [M]: sqrt((x - mean)' S^-1 (x - mean))."""
         centred = np.asarray(queries, np.float64) - self.mean
         white = solve_triangular(self.lower, centred.T, lower=True)
-        return np.sqrt(np.einsum("dm,dm->m", white, white))
+        distance: np.ndarray = np.sqrt(np.einsum("dm,dm->m", white, white))
+        return distance
 
 
 def ledoit_wolf(centred: np.ndarray) -> tuple[np.ndarray, float]:

@@ -46,7 +46,8 @@ def held_out(val: Answers | None, train: ShardIndex, config: Config) -> HeldOut:
 
 def usable(answers: Answers) -> np.ndarray:
     """bool [N]: photos with a label and pixels."""
-    return (answers.labels >= 0) & answers.readable
+    known: np.ndarray = (answers.labels >= 0) & answers.readable
+    return known
 
 
 def prior_of_draws(train: ShardIndex, config: Config) -> float:

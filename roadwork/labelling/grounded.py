@@ -191,7 +191,7 @@ def load_sam(name: str) -> torch.nn.Module:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         size = _SAM_BY_WIDTH[weights["image_encoder.pos_embed"].shape[-1]]
-        sam = sam_model_registry[size]()
+        sam: torch.nn.Module = sam_model_registry[size]()
         sam.load_state_dict(weights)
     except Exception as error:  # pickle, zip, key and shape errors all mean the same to the user
         reason = " ".join(str(error).split())[:120]

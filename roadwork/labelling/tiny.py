@@ -6,9 +6,12 @@ What they draw is noise, and everything that uses them says "randomly initialise
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 ORIGIN = "random-tiny (randomly initialised)"
 SAM3_SIZE = 112
@@ -150,7 +153,7 @@ def sam1(seed: int = 0) -> torch.nn.Module:
     grid = SAM_SIZE // 16
 
     def build() -> torch.nn.Module:
-        return Sam(
+        sam: torch.nn.Module = Sam(
             image_encoder=ImageEncoderViT(
                 img_size=SAM_SIZE, patch_size=16, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, out_chans=32,
                 window_size=4, global_attn_indexes=(1,), use_rel_pos=True,
@@ -165,6 +168,7 @@ def sam1(seed: int = 0) -> torch.nn.Module:
                 iou_head_hidden_dim=32,
             ),
         )  # fmt: skip
+        return sam
 
     return _seeded(build, seed)
 
@@ -177,7 +181,7 @@ def _clip_text() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seeded(build: Any, seed: int) -> Any:
+def _seeded(build: Callable[[], Model], seed: int) -> Model:
     """Weights that depend on the seed alone; the caller's generator is left as it was. Always on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -175,7 +175,8 @@ class TotalLoss(nn.Module):
             return _zero(outputs.logits)
         if masks is None:
             return _zero(outputs.seg_logits)
-        return self.segmentation(outputs.seg_logits, masks, valid, count)
+        loss: Tensor = self.segmentation(outputs.seg_logits, masks, valid, count)
+        return loss
 
     def _view_labels(self, outputs: Any, masks: Tensor | None, valid: Tensor, count: Number) -> Tensor:
         """Cross entropy of the view head where the masks say which views show roadwork (all classes valid).

@@ -61,4 +61,5 @@ class GatedAttention(nn.Module):
         bias = None if mask is None else mask[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         y = y.transpose(1, 2).reshape(batch, length, q_dim)
-        return self.out_proj(y * torch.sigmoid(self.gate_proj(x)))
+        attended: Tensor = self.out_proj(y * torch.sigmoid(self.gate_proj(x)))
+        return attended

@@ -53,13 +53,14 @@ def compile_block(block: nn.Module, *dims: int, **options: Any) -> None:
     """
     block.compile(**options)
     compiled = block._compiled_call_impl
+    assert compiled is not None  # compile() has just set it
 
-    @functools.wraps(compiled)  # type: ignore[arg-type]
+    @functools.wraps(compiled)
     def call(*tensors: Any, **more: Any) -> Any:
         for tensor in tensors:
             for dim in dims:
                 torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        return compiled(*tensors, **more)  # type: ignore[misc]
+        return compiled(*tensors, **more)
 
     block._compiled_call_impl = call
 
@@ -329,4 +330,5 @@ class Backbone(nn.Module):
         return self._through([m for name in names if isinstance(m := getattr(self.net, name, None), nn.Module)], x)
 
     def _pool(self, x: Tensor) -> Tensor:
-        return self.net.forward_head(x, pre_logits=True).flatten(1)
+        vector: Tensor = self.net.forward_head(x, pre_logits=True)
+        return vector.flatten(1)

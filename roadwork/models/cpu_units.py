@@ -41,7 +41,8 @@ class CpuUnits:
             for module in modules:
                 x = functional_call(module, {n: p.float() for n, p in module.named_parameters()}, (x,))
             return x
-        return self._frozen(modules)(x)
+        out: Tensor = self._frozen(modules)(x)
+        return out
 
     def _frozen(self, modules: Sequence[nn.Module]) -> nn.Module:
         key = tuple(map(id, modules))
@@ -62,7 +63,7 @@ def folded(modules: Sequence[nn.Module]) -> nn.Module:
         net = copy.deepcopy(nn.Sequential(*modules)).float().eval().requires_grad_(False)
         for convolution, norm in list(_pairs(net)):
             statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-            weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)  # type: ignore[arg-type]
+            weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
             convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
             convolution.bias, norm.folded = bias.requires_grad_(False), True
     return net

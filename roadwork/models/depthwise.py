@@ -94,8 +94,10 @@ class DepthwiseConv2d(nn.Conv2d):
         slow = input.dtype in (torch.bfloat16, torch.float32) and input.device.type == "cpu" and torch.is_grad_enabled()
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if slow and plain and (weight.requires_grad or input.requires_grad) and not torch.compiler.is_compiling():
-            return _CpuBackward.apply(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return super()._conv_forward(input, weight, bias)
+            out: Tensor = _CpuBackward.apply(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        else:
+            out = super()._conv_forward(input, weight, bias)
+        return out
 
 
 def use_fast_depthwise(net: nn.Module) -> int:

@@ -30,7 +30,8 @@ class PatchProjection(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         high, wide = self.kernel_size
         if input.dim() != 4 or input.shape[2] % high or input.shape[3] % wide:
-            return super()._conv_forward(input, weight, bias)
+            whole: Tensor = super()._conv_forward(input, weight, bias)
+            return whole
         patches = input.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5)
         return F.linear(patches.flatten(3), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
@@ -82,7 +83,7 @@ def rotate(x: Tensor, table: Tensor, half: bool) -> Tensor:
     """
     cosine, sine = table[:, :, None].unbind()
     pairs, place = ((2, -1), -2) if half else ((-1, 2), -1)
-    partner = x.unflatten(-1, pairs).flip(place).flatten(-2)
+    partner: Tensor = x.unflatten(-1, pairs).flip(place).flatten(-2)
     return (x * cosine + partner * sine).to(x.dtype)
 
 
@@ -93,10 +94,9 @@ def scaled_linear(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
     behind it, and neither a scaled gradient nor the unscaled output has to be written for every token. bf16 has the
     exponents of fp32, so a small scale loses nothing. What is not a plain nn.Linear (an adapter) is called.
     """
-    if scale is None:
-        return layer(x)
-    if type(layer) is not nn.Linear or not (torch.is_grad_enabled() and layer.weight.requires_grad):
-        return scale * layer(x)
+    if scale is None or type(layer) is not nn.Linear or not (torch.is_grad_enabled() and layer.weight.requires_grad):
+        out: Tensor = layer(x)
+        return out if scale is None else scale * out
     weight, bias = scale[:, None] * layer.weight, None if layer.bias is None else scale * layer.bias
     return F.linear(x, weight, bias)
 
@@ -114,7 +114,8 @@ class FastBlock(EvaBlock):
         attended = self.attn.proj_drop(scaled_linear(self.attn.proj, attended, self.gamma_1))
         x = x + self.drop_path1(attended)
         mlp = self.mlp
-        return x + self.drop_path2(mlp.drop2(scaled_linear(mlp.fc2, hidden(mlp, self.norm2(x)), self.gamma_2)))
+        made: Tensor = self.drop_path2(mlp.drop2(scaled_linear(mlp.fc2, hidden(mlp, self.norm2(x)), self.gamma_2)))
+        return x + made
 
 
 def attend(attn: Any, x: Tensor, rope: Tensor | None, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -141,7 +142,8 @@ def attend(attn: Any, x: Tensor, rope: Tensor | None, mask: Tensor | None, is_ca
         dropout_p=attn.attn_drop.p if attn.training else 0.0,
         is_causal=is_causal,
     )
-    return attn.norm(answer.transpose(1, 2).flatten(2))
+    attended: Tensor = attn.norm(answer.transpose(1, 2).flatten(2))
+    return attended
 
 
 def hidden(mlp: SwiGLU | GluMlp | Mlp, x: Tensor) -> Tensor:
@@ -153,7 +155,8 @@ def hidden(mlp: SwiGLU | GluMlp | Mlp, x: Tensor) -> Tensor:
         made = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
     else:
         made = mlp.act(mlp.fc1(x))
-    return mlp.norm(mlp.drop1(made))
+    normed: Tensor = mlp.norm(mlp.drop1(made))
+    return normed
 
 
 def use_fast_vit(net: nn.Module) -> int:
@@ -185,8 +188,10 @@ def _is_matrix_product(conv: nn.Module) -> bool:
 
 def _is_plain(block: nn.Module) -> bool:
     """Whether a block consists of what `FastBlock` knows."""
-    if type(block) is not EvaBlock or type(block.attn) is not EvaAttention:
+    if type(block) is not EvaBlock:
         return False
-    attn = block.attn
+    attn: nn.Module = block.attn
+    if type(attn) is not EvaAttention:
+        return False
     simple = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity and attn.gate is None
     return simple and attn.qkv is not None and attn.fused_attn and type(block.mlp) in (SwiGLU, GluMlp, Mlp)

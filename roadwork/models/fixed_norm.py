@@ -11,6 +11,8 @@ class FixedStatistics(nn.BatchNorm2d):
     """Always the running statistics. An engine that casts weights to bf16 leaves buffers in fp32; a plain batch norm
     refuses that mixture, and rounding the statistics to bf16 instead would shift every channel."""
 
+    running_mean: Tensor  # never None: no norm of the supported nets goes without statistics
+    running_var: Tensor
     folded = False
     """The convolution before does this norm's work already."""
 
@@ -20,7 +22,7 @@ class FixedStatistics(nn.BatchNorm2d):
             return x
         scale = None if self.weight is None else self.weight.float()
         shift = None if self.bias is None else self.bias.float()
-        statistics = (self.running_mean.float(), self.running_var.float())  # type: ignore[union-attr]
+        statistics = (self.running_mean.float(), self.running_var.float())
         return F.batch_norm(x, *statistics, scale, shift, False, 0.0, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +35,8 @@ class FixedStatisticsAct(FixedStatistics, BatchNormAct2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """See `normalise`."""
-        return self.act(self.drop(self.normalise(x)))
+        activated: Tensor = self.act(self.drop(self.normalise(x)))
+        return activated
 
 
 def fix_statistics(net: nn.Module) -> None:

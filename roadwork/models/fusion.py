@@ -24,7 +24,8 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, K, H] -> [B, K, H]."""
         y = self.norm(x)
-        return x + self.merge(torch.cat([scale(y) for scale in self.scales], dim=-1))
+        merged: Tensor = self.merge(torch.cat([scale(y) for scale in self.scales], dim=-1))
+        return x + merged
 
 
 class GatedFusion(nn.Module):

@@ -43,7 +43,8 @@ class ViewPruner(nn.Module):
     def score(self, vectors: Tensor, boxes: Tensor) -> Tensor:
         """Vectors [N, D] and boxes [N, 4] (fractions) -> fp32 scores [N]."""
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp_min(0).sqrt()
-        return self.net(vectors).squeeze(-1).float() + self.area.float() * (side - 0.5)
+        scores: Tensor = self.net(vectors)
+        return scores.squeeze(-1).float() + self.area.float() * (side - 0.5)
 
     def choose(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The best views of each photo, in ascending order.

@@ -157,7 +157,7 @@ class Saved(nn.Module):
         known = {f.name for f in dataclasses.fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in content["model"].items() if k in known})
         config.attention = "auto"  # how to compute is a matter of the machine
-        model = cls(config, content["view_size"], _recipe(content))  # type: ignore[call-arg]
+        model = cls(config, content["view_size"], _recipe(content))
         model.load_weights(source)
         if (source / CALIBRATION).is_file():
             model.calibration = json.loads((source / CALIBRATION).read_text())

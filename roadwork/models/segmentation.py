@@ -41,4 +41,5 @@ class SegmentationDecoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """[N, C, h, w] -> logits [N, 6, size, size]."""
         x = F.interpolate(self.mix(patches), size=(self.size, self.size), mode="bilinear", align_corners=False)
-        return self.out(x + self.sharpen(x))
+        logits: Tensor = self.out(x + self.sharpen(x))
+        return logits

@@ -42,7 +42,8 @@ class Slots:
         if self.index is not None:
             flat = packed.new_zeros((self.batch * self.views, *packed.shape[1:]))
             packed = flat.index_copy(0, self.index, packed)
-        return packed.unflatten(0, (self.batch, self.views))
+        unpacked: Tensor = packed.unflatten(0, (self.batch, self.views))
+        return unpacked
 
     def rows(self, kept: Tensor, kept_slots: Slots) -> Tensor:
         """Rows of the packed values that hold the kept views: int64 [B, K] view numbers -> int64 [N']."""

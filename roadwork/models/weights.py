@@ -60,7 +60,7 @@ def create(recipe: Recipe, view_size: int) -> nn.Module:
     if is_vit(recipe.name):
         arguments |= {"img_size": view_size, "dynamic_img_size": True, "global_pool": "token"}
     try:
-        net = entry(pretrained=False, **arguments)
+        net: nn.Module = entry(pretrained=False, **arguments)
     except AssertionError as error:
         if "divisible" in str(error):
             raise UserError(f"view size {view_size} does not suit {recipe.name}: {error}") from error

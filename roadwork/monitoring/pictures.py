@@ -38,7 +38,8 @@ def overlay(images: Any, masks: Any, opacity: float = 0.5) -> npt.NDArray[np.uin
     for k, colour in enumerate(MASK_COLOURS):
         cover = layers[:, k : k + 1]
         pictures = pictures * (1 - cover) + np.asarray(colour, dtype=np.float32)[None, :, None, None] * cover
-    return (pictures + 0.5).astype(np.uint8)
+    laid: npt.NDArray[np.uint8] = (pictures + 0.5).astype(np.uint8)
+    return laid
 
 
 def grid(images: Any, columns: int = 4, gap: int = 2) -> npt.NDArray[np.uint8]:

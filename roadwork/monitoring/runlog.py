@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _TAIL_BLOCK = 1 << 16
 
@@ -60,7 +60,7 @@ def repair(path: str | os.PathLike[str]) -> int:
     return size - end
 
 
-def _line_start(file: Any, end: int) -> int:
+def _line_start(file: BinaryIO, end: int) -> int:
     """Offset of the line whose last byte is at end - 1."""
     stop = end - 1  # a newline at end - 1 belongs to the line itself
     while stop > 0:

@@ -178,7 +178,7 @@ def load_training_state(path: Path, masters: Masters, average: Average | None) -
     Raises:
         UserError: the checkpoint is of another architecture.
     """
-    counters = json.loads((path / "counters.json").read_text())
+    counters: dict[str, Any] = json.loads((path / "counters.json").read_text())
     flats = masters.flats()
     _scatter_file(path / "master.safetensors", masters, flats)
     keys = [f.stem for f in path.glob("*.safetensors") if f.stem not in ("master", "average", "scalars")]

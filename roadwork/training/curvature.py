@@ -31,7 +31,7 @@ def sampled_loss(outputs: Any, weights: LossConfig, photo: Tensor) -> Tensor:
         photo: [B] weight of each photo, 0 where it is not there.
     """
     share = photo / photo.sum().clamp_min(1)
-    views = outputs.view_mask.float()
+    views: Tensor = outputs.view_mask.float()
     per_view = _drawn(outputs.view_logits)
     terms = weights.focal * _drawn(outputs.logits)
     terms = terms + weights.weather * _drawn(outputs.weather_logits)

@@ -249,7 +249,8 @@ class _Work:
         targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, self.counts)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.model(views, host.view_mask, batch.metadata, batch.boxes)
-        return self.loss(outputs, targets)[0]
+        loss: Tensor = self.loss(outputs, targets)[0]
+        return loss
 
     def train(self) -> None:
         """Augmentation, forward, backward."""

@@ -21,8 +21,9 @@ import torch
 
 from roadwork.config import Config
 from roadwork.data.augment import Augment
+from roadwork.data.batch import Batch
 from roadwork.data.index import ShardIndex
-from roadwork.data.loader import Batch, EvalLoader
+from roadwork.data.loader import EvalLoader
 from roadwork.models.detector import RoadworkDetector
 from roadwork.models.outputs import Encoded, Partial
 from roadwork.monitoring.progress import Progress

@@ -18,7 +18,7 @@ from torch import Tensor
 from roadwork import config as options
 from roadwork.config import Config
 from roadwork.data.augment import Augment
-from roadwork.data.loader import Batch
+from roadwork.data.batch import Batch
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
@@ -290,7 +290,8 @@ class Trainer:
     def _loss_again(self, step: int, views: Tensor, view_mask: Tensor, batch: Batch, targets: Targets) -> Tensor:
         """The last micro-batch's loss through the bare module, scaled so that its mean over processes estimates the step's."""
         outputs = self.model(views, view_mask, batch.metadata, batch.boxes)
-        return self.loss(outputs, targets, self._ramp(step))[0] * (self.engine.world_size * self.micro_steps)
+        loss: Tensor = self.loss(outputs, targets, self._ramp(step))[0]
+        return loss * (self.engine.world_size * self.micro_steps)
 
     def _curvature(self, views: Tensor, batch: Batch) -> None:
         outputs = self.wrapped(views, batch.view_mask, batch.metadata, batch.boxes)

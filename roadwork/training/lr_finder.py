@@ -42,7 +42,8 @@ class RangeTest:
     def rate(self, step: int) -> float:
         """Exponentially spaced learning rate of step 0 .. steps - 1."""
         share = step / max(1, self.options.steps - 1)
-        return self.options.start * (self.options.end / self.options.start) ** share
+        rate: float = self.options.start * (self.options.end / self.options.start) ** share
+        return rate
 
     def add(self, rate: float, loss: float) -> bool:
         """Take a step's loss in (bias-corrected exponential mean); True where it has diverged."""

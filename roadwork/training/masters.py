@@ -139,8 +139,10 @@ class Masters:
         """Global gradient norm of the last step before clipping, where the engine knows it."""
         if self._zero is None:
             return None
-        return self.engine.accelerator.deepspeed_engine_wrapped.engine.get_global_grad_norm()
+        norm: float | Tensor | None = self.engine.accelerator.deepspeed_engine_wrapped.engine.get_global_grad_norm()
+        return norm
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner

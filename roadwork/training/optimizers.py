@@ -98,7 +98,7 @@ class Sophia(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # closures are not taken
         """One update; gradients must be there."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -107,7 +107,7 @@ class Sophia(torch.optim.Optimizer):
 
     def state_of(self, parameter: Tensor) -> dict[str, Any]:
         """The parameter's state, made at first use."""
-        state = self.state[parameter]
+        state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             for key in ("exp_avg", "exp_avg_sq", "adam_avg", "hessian"):
