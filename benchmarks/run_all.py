@@ -53,6 +53,7 @@ class Words:
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
     "augment": Words(gpu=("--sizes", "518,512,128")),  # 518: the seed's views
+    "buckets": Words((), ("--rounds", "1", "--steps", "1")),
     "build": Words((), ("--photos", "60", "--rounds", "1")),
     "demo": Words(("--run", "RUN")),
     "fairness": Words(("--photos", "860"), ("--photos", "240")),  # the photos of the demo

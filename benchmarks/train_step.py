@@ -98,10 +98,20 @@ class Bench:
         shards: folder of shards.
         scratch: for run folders.
         gpu: whether a GPU computes.
+        arms: options of each arm; the DeepSpeed file of one that names none is the shipped one.
     """
 
-    def __init__(self, arguments: argparse.Namespace, more: list[str], shards: str, scratch: Path, gpu: bool) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        more: list[str],
+        shards: str,
+        scratch: Path,
+        gpu: bool,
+        arms: dict[str, list[str]] = ARMS,
+    ) -> None:
         self.arguments, self.more, self.shards, self.scratch, self.gpu = arguments, more, shards, scratch, gpu
+        self.arms = arms
         self.steps = arguments.steps or (10 if gpu else 3)
         self.warm = arguments.warm or (3 if gpu else 1)
         self.turns: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -116,7 +126,7 @@ class Bench:
             given += ["--model.trainable=full", "--training.micro_batch=2", f"--training.global_batch={batch}"]
         if arm != "plain":  # said aloud: what the turn before left in the environment must not decide
             given += [f"--engine.ds_config={GPU_CONFIG if self.gpu else CPU_CONFIG}"]
-        return options(self.scratch / arm, self.shards, self.gpu, *given, *self.more, *ARMS[arm])
+        return options(self.scratch / arm, self.shards, self.gpu, *given, *self.more, *self.arms[arm])
 
     def measure(self, arm: str, profiled: bool = False) -> None:
         """One turn: build, warm up, time, take down."""
@@ -196,6 +206,7 @@ class Bench:
             "threads": torch.get_num_threads(),
             "backbone": trainer.model.config.backbone,
             "trainable": config.model.trainable,
+            "trained_parameters": sum(p.numel() for p in trainer.masters.parameters.values()),
             "prune_after": config.model.prune_after,
             "view_size": trainer.model.view_size,
             "global_batch": training.global_batch,

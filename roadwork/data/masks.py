@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from roadwork.data.absent import if_there
 from roadwork.data.mask_files import mask_paths
 from roadwork.data.record import MASK_CLASSES, Rejected
 from roadwork.errors import UserError
@@ -36,22 +37,23 @@ class MaskFolder:
         """Changes when the masks of a photo may have changed."""
         found = []
         for path in mask_paths(self.folder, photo_id):
-            try:
+            facts = "none"
+            with if_there("--masks:", path):
                 info = path.stat()
-                found.append(f"{info.st_size} {info.st_mtime_ns}")
-            except OSError:
-                found.append("none")
+                facts = f"{info.st_size} {info.st_mtime_ns}"
+            found.append(facts)
         return ", ".join(found)
 
     def get(self, photo_id: str) -> EncodedMasks | None:
         """Masks of a photo, or None where there are none. Without a JSON beside it a mask counts as exact.
 
-        Raises Rejected where the PNG is not the one that the JSON describes.
+        Raises Rejected where the PNG is not the one that the JSON describes, UserError where a file cannot be read.
         """
         png_path, json_path = mask_paths(self.folder, photo_id)
-        try:
+        data: bytes | None = None
+        with if_there("--masks:", png_path):
             data = png_path.read_bytes()
-        except OSError:
+        if data is None:
             return None
         try:
             facts = json.loads(json_path.read_text())

@@ -23,6 +23,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from roadwork.data.absent import if_there
 from roadwork.data.record import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -411,6 +412,8 @@ class CsvSource:
                 self.table = [self._row(row) for row in reader]
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"source {self.name}: not a CSV in UTF-8 ({error})") from error
+        except OSError as error:
+            raise UserError(f"source {self.name}: cannot be read ({error})") from error
         if "path" not in names:
             raise UserError(f"source {self.name}: the column path is missing; the header holds {','.join(names)}")
         if not self.table:
@@ -448,15 +451,14 @@ class CsvSource:
 
     def load(self, refs: Iterable[Ref]) -> Iterator[tuple[Ref, bytes, bytes | None]]:
         for ref in refs:
-            try:
-                data = self._photo(ref).read_bytes()
-            except (OSError, ValueError):
-                data = b""
+            photo, data = self._photo(ref), b""
+            with if_there("photo", photo):
+                data = photo.read_bytes()
             yield ref, data, None
 
     def stamp(self, ref: Ref) -> str:
-        try:
-            info = self._photo(ref).stat()
-        except (OSError, ValueError):
-            return "missing"
-        return f"{info.st_size} {info.st_mtime_ns}"
+        photo = self._photo(ref)
+        with if_there("photo", photo):
+            info = photo.stat()
+            return f"{info.st_size} {info.st_mtime_ns}"
+        return "missing"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from roadwork.data.absent import if_there
 from roadwork.data.sources import CsvSource, open_source, split_word
 from roadwork.errors import UserError
 from tests.data.photos import encode, scene
@@ -41,6 +43,14 @@ def test_a_path_that_is_no_file_is_a_photo_without_bytes(tmp_path: Path, photo: 
     made.table[0]["path"] = path
     assert [data for _, data, _ in made.load([(0, 0, 0)])] == [b""]
     made.stamp((0, 0, 0))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_disk_that_fails_is_one_line_with_its_file(tmp_path: Path, number: int) -> None:
+    with pytest.raises(UserError) as told, if_there("photo", tmp_path / "a.jpg"):
+        raise OSError(number, os.strerror(number), str(tmp_path / "a.jpg"))
+    assert f"photo {tmp_path}/a.jpg: cannot be read ({os.strerror(number)})" in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 def test_a_stamp_changes_with_the_file(tmp_path: Path, photo: bytes) -> None:

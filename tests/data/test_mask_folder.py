@@ -84,6 +84,15 @@ def test_a_stamp_changes_with_either_file(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="a file whose bytes the system cannot give: Linux has one"
+)
+def test_masks_on_a_disk_that_fails_are_not_absent(tmp_path: Path) -> None:
+    (tmp_path / "7.png").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"7\.png: cannot be read \(Input/output error\)"):
+        MaskFolder(str(tmp_path)).get("7")
+
+
 def test_a_picture_that_is_not_the_described_one_is_rejected(tmp_path: Path) -> None:
     write_masks(tmp_path, "7", masks())
     (tmp_path / "7.png").write_bytes(png(BITS ^ 1))
