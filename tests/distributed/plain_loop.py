@@ -1,12 +1,21 @@
-"""The reference: one process, fp32 masters, no engine. Micro-batches of all ranks are summed first, then accumulated."""
+"""The reference: one process, fp32 masters, no engine. Micro-batches of all ranks are summed first, then accumulated.
+
+A sum in floating point depends on its order, so the ranks' gradients are added in the engine's: laid out as its bucket holds
+them, one behind the other as the backward pass finishes them, and added along gloo's ring.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from roadwork.command_line import parse
@@ -40,6 +49,25 @@ class Plain:
     """Views and experts by position of the stream."""
 
 
+class Ring:
+    """gloo's sum over ranks, all of them in this process. Over more than two it begins elsewhere in each part of a tensor."""
+
+    def __init__(self, world: int) -> None:
+        store, wait = dist.HashStore(), timedelta(seconds=60)
+
+        def join(rank: int) -> dist.ProcessGroupGloo:
+            return dist.ProcessGroupGloo(store, rank, world, wait)
+
+        with ThreadPoolExecutor(world) as pool:  # each returns when all have come
+            self.groups = list(pool.map(join, range(world)))
+
+    def sum(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum of one tensor [n] per rank, which it overwrites."""
+        for work in [group.allreduce([part]) for group, part in zip(self.groups, parts, strict=True)]:
+            work.wait()
+        return parts[0]
+
+
 class Run:
     """Weights in `dtype` to compute with, fp32 masters to step with; `autocast` as a plain engine's."""
 
@@ -56,6 +84,11 @@ class Run:
         self.masters = {name: t.clone() for name, t in whole.items()}
         self.model.to(dtype)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.arrived: Tensors = {}
+        """Gradients of the last backward pass, in the order in which it finished them."""
+        for name, p in self.parameters.items():
+            p.register_post_accumulate_grad_hook(partial(self._arrive, name))
+        self.ring = Ring(world)
         self.groups = [
             (group, [name for name, p in self.parameters.items() if any(p is q for q in group["params"])])
             for group in self.optimizer.param_groups
@@ -82,12 +115,22 @@ class Run:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
             return self.model(batch.views.float() / 255, batch.view_mask, batch.metadata, batch.boxes)
 
+    def _arrive(self, name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.arrived[name], parameter.grad = parameter.grad.float(), None
+
     def _gradient(self, loss: Tensor) -> Tensors:
-        found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(self.masters[name]) if g is None else g.float()
-            for name, g in zip(self.parameters, found, strict=True)
-        }
+        """fp32 gradients of the parameters that the loss depends on, in the order in which they were finished."""
+        self.arrived = {}
+        loss.backward()  # type: ignore[no-untyped-call]
+        return self.arrived
+
+    def _over_ranks(self, parts: Sequence[Tensors]) -> Tensors:
+        """The sum of all ranks' gradients, added as the engine adds its bucket."""
+        assert len({tuple(part) for part in parts}) == 1, "ranks whose gradients come in different orders"
+        whole = self.ring.sum([torch.cat([g.reshape(-1) for g in part.values()]) for part in parts])
+        pieces = whole.split([g.numel() for g in parts[0].values()])
+        return {name: piece.view_as(g) for (name, g), piece in zip(parts[0].items(), pieces, strict=True)}
 
     def _loss(self, step: int, batch: Batch) -> Tensor:
         outputs = self._forward(batch)
@@ -112,11 +155,8 @@ class Run:
                 last = [next(it) for it in iterators]
                 parts = [self._micro(step, batch) for batch in last]
                 loss += sum(value for _, value in parts)
-                for name in total:
-                    ranks = parts[0][0][name]
-                    for gradient, _ in parts[1:]:
-                        ranks = ranks + gradient[name]
-                    total[name] += ranks
+                for name, gradient in self._over_ranks([gradient for gradient, _ in parts]).items():
+                    total[name] += gradient
             if self.config.optimizer.name == "sophia_h" and step % self.config.optimizer.hessian_every == 0:
                 stepper.curvature(step, last)
             self._step(step, total, stepper, self.config.training.learning_rate * factor(step))
@@ -227,8 +267,10 @@ class _Sophia:
         photos = sum(len(batch.weight) for batch in batches)
         beta = run.config.optimizer.sophia_betas[1]
         for name, h in self.h.items():
-            g = sum(part[name] for part in parts) / run.world
-            h.mul_(beta).addcmul_(g, g, value=(1 - beta) * photos)
+            h.mul_(beta)
+            if name in parts[0]:
+                g = sum(part[name] for part in parts) / run.world
+                h.addcmul_(g, g, value=(1 - beta) * photos)
 
 
 class _SophiaH:
