@@ -22,7 +22,7 @@ from roadwork.training.schedule import cosine_with_warmup
 from tests.distributed.plain_loop import Plain, Run
 from tests.launching import TINY, start
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for all launches
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all launches
 FP32 = "--engine.ds_config=ds_configs/zero2_fp32_cpu.json"
 EXACT = [
     *TINY, "--augment.enabled=false", "--model.dropout=0", "--model.metadata_dropout=0", "--loss.balance=0",
