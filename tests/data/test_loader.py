@@ -307,7 +307,8 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(
         if turn == 30:
             break
     loader.close()
-    assert sum(number.name in record.getMessage() for record in caplog.records) >= 2
+    named = [record.getMessage().count(number.name) for record in caplog.records]  # one line may name both
+    assert sum(named) >= 2
 
 
 def test_workers_die_with_a_killed_trainer(folder: Path) -> None:
