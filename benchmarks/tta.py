@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from roadwork.config import Config
+from roadwork.cpu_memory import keep_freed_memory
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.inference.collect import answer_batch, as_float, depths_of
@@ -43,6 +44,8 @@ def main() -> None:
     config = Config()
     config.run.dir, config.data.shards = options.run, options.shards
     device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the engine of the stage does
     members = load_members(config, find_members(config), device)
     index = ShardIndex.open(options.shards, options.split)
     train = ShardIndex.open(options.shards, "train")
