@@ -21,7 +21,7 @@ from roadwork.config import Config
 from roadwork.cpu_memory import keep_freed_memory
 from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
-from roadwork.inference.collect import answer_batch, as_float, depths_of
+from roadwork.inference.collect import answer_batch, as_float, depths_of, plain_features
 from roadwork.inference.members import Members, find_members, load_members
 from roadwork.inference.ood import TrainingDistribution
 from roadwork.inference.transforms import Transform, transforms
@@ -57,15 +57,12 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-@torch.inference_mode()
 def fit(members: Members, train: ShardIndex, number: int, batch: int, device: torch.device) -> TrainingDistribution:
     """The distribution of the first training photos' features."""
-    each = []
-    for loaded in EvalLoader(train, batch=batch, workers=0, indices=np.arange(number), load_masks=False):
-        here = loaded.to(device)
-        encoded = members.model.encode(as_float(here), here.view_mask, here.boxes, segmentation=False)
-        each.append(depths_of(members.model.decide(encoded, here.metadata, segmentation=False)))
-    return TrainingDistribution.fit(tuple(np.concatenate(depth) for depth in zip(*each, strict=True)), 5)
+    loader = EvalLoader(train, batch=batch, workers=0, indices=np.arange(number), load_masks=False)
+    each = [plain_features(members, loaded.to(device), image_only=False) for loaded in loader]
+    stacked = tuple(np.concatenate(depth) for depth in zip(*each, strict=True))
+    return TrainingDistribution.fit(stacked, Config().predict.neighbours)
 
 
 def measure(

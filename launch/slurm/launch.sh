@@ -39,6 +39,10 @@ roadwork_kept() {
   } 2>/dev/null | sort | cksum
 }
 
+# What Slurm says of this job: one line, or none where it does not answer. Asked for the first task of an array, Slurm
+# shows all of them.
+roadwork_facts() { scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
+
 # Folder of the newest complete checkpoint; empty without one.
 roadwork_newest() {
   local marker newest=""
@@ -132,7 +136,7 @@ roadwork_job() {
     roadwork_say "$stage is done"
   elif [ "$roadwork_stop" = termination ]; then
     # After `scontrol requeue` and preemption Slurm brings the job back; a requeue after scancel would undo it.
-    if scontrol show job -o "$SLURM_JOB_ID" | grep -q ' Reason=TimeLimit '; then roadwork_requeue && status=0
+    if roadwork_facts | grep -q ' Reason=TimeLimit '; then roadwork_requeue && status=0
     else roadwork_say "$stage stopped; Slurm decides whether it comes back"; fi
   elif [ "$roadwork_stop" = warning ] || [ "$status" = 75 ]; then
     roadwork_requeue && status=0

@@ -44,7 +44,7 @@ if [ "$status" = 0 ]; then
   # While Slurm ends a job, a srun that is cut off may say 0 for tasks that did not: only a job that still runs is done.
   case $1 in
     *pretrain.py) roadwork_finished ;;
-    *) scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' ;;
+    *) ! roadwork_facts | grep -qv ' JobState=RUNNING ' ;;
   esac || status=75
 fi
 exit "$status"

@@ -35,13 +35,13 @@ def if_there(what: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except UserError:  # a ValueError too
         raise
     except OSError as error:
         if error.errno not in ABSENT:
             raise UserError(
-                f"{what} {path}: cannot be read ({error.strerror or error}), which is its disk's or network share's fault; "
-                f"mend that and run the same command again: finished shards are kept"
+                f"{what} {path}: cannot be read ({error.strerror or error}) although it is there; mend its disk, network "
+                f"share or limits and run the same command again: what is finished is kept"
             ) from error
     except ValueError:  # a zero byte in the path
         return

@@ -134,6 +134,13 @@ def depths_of(output: Any) -> tuple[np.ndarray, ...]:
     return tuple(depth.double().cpu().numpy() for depth in output.depth_features)
 
 
+@torch.inference_mode()
+def plain_features(members: Members, batch: Batch, image_only: bool) -> tuple[np.ndarray, ...]:
+    """The pre-trained member's features at three depths, float64 [B,D] each, of un-augmented photos on its device."""
+    encoded = members.model.encode(as_float(batch), batch.view_mask, batch.boxes, segmentation=False)
+    return depths_of(members.model.decide(encoded, None if image_only else batch.metadata, segmentation=False))
+
+
 def feature_rows(number: int, most: int, seed: int) -> np.ndarray:
     """Rows of the training photos that describe the training distribution: all, or `most` of them by the seed."""
     if number <= most:
@@ -153,10 +160,7 @@ def training_distribution(
     rows = feature_rows(len(index), config.predict.max_train_features, config.seed)
     mine: list[tuple[int, tuple[np.ndarray, ...]]] = []
     for batch in _batches(members, index, rows, config, engine, "training features"):
-        batch = batch.to(engine.device)
-        encoded = members.model.encode(as_float(batch), batch.view_mask, batch.boxes, segmentation=False)
-        metadata = None if config.predict.image_only else batch.metadata
-        depths = depths_of(members.model.decide(encoded, metadata, segmentation=False))
+        depths = plain_features(members, batch.to(engine.device), config.predict.image_only)
         mine += [
             (int(batch.sample[row]), tuple(depth[row] for depth in depths))
             for row in range(len(batch.ids))

@@ -21,7 +21,7 @@ from roadwork.inference.members import PRETRAINED, SOUP, Members
 class Plan:
     """How members and augmentations become one log-odds; everything in it was chosen on held-out groups.
 
-    network_alone: held-out scores of the one network on a single centred 224 px view, as it is calibrated for all views.
+    network_single_view: held-out scores of the one network on a single centred 224 px view, as it is calibrated for all views.
     """
 
     member_weights: np.ndarray
@@ -30,7 +30,7 @@ class Plan:
     chosen: str
     network: str
     network_system: System
-    network_alone: dict[str, Any]
+    network_single_view: dict[str, Any]
     details: dict[str, Any]
 
 

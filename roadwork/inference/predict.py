@@ -66,7 +66,7 @@ def run_predict(config: Config) -> Path:
             sys.stdout.write(f"{name}: held-out MCC {mcc}, ECE {ece}\n")
         whole, alone = (
             "unknown" if figures["mcc"] is None else f"{figures['mcc']:.3f}"
-            for figures in (plan.network_system.figures["after"], plan.network_alone)
+            for figures in (plan.network_system.figures["after"], plan.network_single_view)
         )
         sys.stdout.write(
             f"model/ ({plan.network}), pixels alone: held-out MCC {whole} on all views, {alone} on one 224 px view\n"
@@ -139,7 +139,7 @@ def export(config: Config, members: Members, plan: Plan) -> None:
         plan.network_system.calibration,
         config.predict.prior,
         plan.network_system.figures["after"],
-        plan.network_alone,
+        plan.network_single_view,
     )
 
 

@@ -62,8 +62,8 @@ def test_the_single_view_is_judged_under_the_calibration_of_all_views():
     found.single_view = found.image_only - 8.0  # a calibration of its own would take this back
     plan = make_plan(members("pretrained"), found, held_out, config())
     assert plan.network_system.figures["after"]["mcc"] > 0.9
-    assert abs(plan.network_alone["mcc"]) < 0.1
-    assert plan.details["network"]["single_view_224"] == plan.network_alone
+    assert abs(plan.network_single_view["mcc"]) < 0.1
+    assert plan.details["network"]["single_view_224"] == plan.network_single_view
 
 
 def test_an_ensemble_that_helps_is_used_and_one_that_does_not_is_not():

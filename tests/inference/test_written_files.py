@@ -37,7 +37,7 @@ def plan(temperature: float = 1.0, bias: float = 0.0, **changes: Any) -> Plan:
     systems = {"pretrained": System("pretrained", calibration, np.zeros(0), {})}
     values: dict[str, Any] = {"chosen": "pretrained", "network": "pretrained", "details": {"chosen": "pretrained"}}
     values |= {"member_weights": np.array([1.0]), "temperature": math.inf, "systems": systems}
-    values |= {"network_system": systems["pretrained"], "network_alone": {}}
+    values |= {"network_system": systems["pretrained"], "network_single_view": {}}
     return Plan(**(values | changes))
 
 

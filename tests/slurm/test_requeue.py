@@ -16,7 +16,13 @@ case $1 in
   requeue) echo "$2" >> "$NOTES/requeued" ;;
   show)
     [ -e "$NOTES/ending" ] && state=COMPLETING || state=RUNNING
-    [ "$2" = hostnames ] && echo localhost || echo " JobState=$state Reason=${REASON:-None} NodeAddr=127.0.0.1 " ;;
+    case $2 in
+      hostnames) echo localhost ;;
+      node) echo "NodeName=n0 NodeAddr=127.0.0.1 " ;;
+      job) # first another task of an array, of which the opposite holds
+        echo "JobId=8 ArrayJobId=7 JobState=RUNNING Reason=TimeLimit "
+        echo "JobId=7 ArrayJobId=7 JobState=$state Reason=${REASON:-None} " ;;
+    esac ;;
 esac
 """
 SRUN = """#!/usr/bin/env bash
