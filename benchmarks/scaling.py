@@ -128,13 +128,13 @@ def cache_hits(reads: list[int], capacity: int) -> float:
 # --- engine -----------------------------------------------------------------------------------------------------------
 
 
-def payload(parameters: int, micro_steps: int) -> dict[str, int]:
+def payload(parameters: int, reductions: int = 1) -> dict[str, int]:
     """Bytes that a rank gives to each collective in one optimizer step, ZeRO-2 in bf16 with fp32 communication.
 
-    DeepSpeed sums every gradient bucket with an all-reduce in each micro-step, since ZeRO-2 keeps only its own part
-    between them, and gathers the bf16 weights once.
+    Every gradient bucket is summed with an all-reduce, and the bf16 weights are gathered once. `reductions` is the number
+    of micro-batches where gradients are not held (`engine.hold_gradients`).
     """
-    return {"all_reduce": 4 * parameters * micro_steps, "all_gather": 2 * parameters}
+    return {"all_reduce": 4 * parameters * reductions, "all_gather": 2 * parameters}
 
 
 def on_the_wire(given: dict[str, int], gpus: int) -> float:
@@ -144,7 +144,7 @@ def on_the_wire(given: dict[str, int], gpus: int) -> float:
 
 
 def held(parameters: int, gpus: int) -> dict[str, float]:
-    """Bytes on one rank, activations aside; gradients as fp32 whole, which is the most that accumulation takes."""
+    """Bytes on one rank, activations aside; gradients as fp32 whole, as they are held between micro-batches."""
     return {
         "weights_bf16": 2 * parameters,
         "gradients": 4 * parameters,
@@ -155,17 +155,21 @@ def held(parameters: int, gpus: int) -> dict[str, float]:
 
 
 def step_of(gpus: int, step: dict[str, Any]) -> dict[str, float]:
-    """One optimizer step of the measured network on so many GPUs, nothing overlapped."""
+    """One optimizer step of the measured network on so many GPUs, nothing overlapped.
+
+    `efficiency_each`: where gradients are reduced at each micro-batch instead.
+    """
     views = step["views_per_micro_step"] * step["micro_steps"]
     compute = views / step["views_per_s"]
-    sent = on_the_wire(payload(step["parameters"], step["micro_steps"]), gpus)
+    sent = on_the_wire(payload(step["parameters"]), gpus)
     wire = ASSUMED["wire within a node, GB/s per GPU" if gpus <= NODE else "wire between nodes, GB/s per GPU"] * 1e9
-    buckets = math.ceil(step["parameters"] / bucket_elements()) * step["micro_steps"]
+    buckets = math.ceil(step["parameters"] / bucket_elements())
     hops = 2 * (gpus - 1) * buckets * ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
     wait = sent / wire + hops
+    each = on_the_wire(payload(step["parameters"], step["micro_steps"]), gpus) / wire + hops * step["micro_steps"]
     return {
         "gpus": gpus, "sent_gb": sent / 1e9, "compute_s": compute, "wire_s": sent / wire, "latency_s": hops,
-        "efficiency": compute / (compute + wait), "views_per_s": gpus * views / (compute + wait),
+        "efficiency": compute / (compute + wait), "efficiency_each": compute / (compute + each), "views_per_s": gpus * views / (compute + wait),
     }  # fmt: skip
 
 
@@ -281,7 +285,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def agreement(found: dict[str, Any]) -> dict[str, float]:
     """Counted bytes over those of the formulas: 1 where they agree."""
     n, parameters = found["processes"], found["parameters"]
-    given, formula = payload(parameters, found["micro_steps"]), held(parameters, n)
+    given, formula = payload(parameters), held(parameters, n)
     sent = found["sent"]
     gathered = sent.get("all_gather_into_tensor", 0) + sent.get("all_gather", 0)
     return {

@@ -155,21 +155,21 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
     yield "## A step from 1 to 1,024 GPUs\n"
     yield f"Computing: {step['origin']}; {step['views_per_s']:g} views/s, {step['memory_gib']:g} GiB.\n"
     yield (
-        "Sending: DeepSpeed sums gradients in fp32 with an all-reduce in EVERY micro-step and gathers bf16 weights once a "
-        f"step, in buckets of {number(found['bucket_elements'])} elements (`ds_configs/zero2_bf16.json`). Nothing is "
+        "Sending: gradients are summed in fp32 with an all-reduce and bf16 weights are gathered, both once a step whatever "
+        "the accumulation (`engine.hold_gradients`; the last column is without it, where they are summed in every micro-step), "
+        f"in buckets of {number(found['bucket_elements'])} elements (`ds_configs/zero2_bf16.json`). Nothing is "
         "overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
     )
     yield from table(
-        ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s"],
-        [[r["gpus"], r["sent_gb"], r["compute_s"], r["wire_s"], r["latency_s"], r["efficiency"], r["views_per_s"]]
+        ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s", "share, summed in every micro-step"],
+        [[r["gpus"], r["sent_gb"], r["compute_s"], r["wire_s"], r["latency_s"], r["efficiency"], r["views_per_s"], r["efficiency_each"]]
          for r in found["steps"]],
     )  # fmt: skip
     worst = found["steps"][-1]
     yield "**Where it breaks first, and what then**\n"
     yield (
-        f"1. Sending in every micro-step: {number(worst['wire_s'])} s of a step at {worst['gpus']:,} GPUs, and more "
-        "accumulation does not lower its share. Then: a larger `training.micro_batch` (with "
-        "`model.activation_checkpointing`), which does, and `overlap_comm`, which hides part of it."
+        f"1. Sending: {number(worst['wire_s'])} s of a step at {worst['gpus']:,} GPUs. Then: more accumulation, or a larger "
+        "`training.micro_batch` (with `model.activation_checkpointing`); either lowers its share."
     )
     yield (
         f"2. The latency of long rings: {number(worst['latency_s'])} s of the same step. Then: larger "

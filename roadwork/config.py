@@ -289,6 +289,8 @@ class EngineConfig:
     """Where to compute; auto: the accelerate configuration, else a GPU where there is one."""
     ds_config: str = ""
     """DeepSpeed JSON; empty: the launcher's own, else ds_configs/zero2_bf16.json."""
+    hold_gradients: bool = True
+    """Reduce gradients once per optimizer step; false: ZeRO-2 reduces and shards them at each micro-batch, less memory."""
     timeout_s: float = 600.0
     """A collective that waits longer than this ends the run and names the hung rank."""
     threads: int = 0

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from roadwork.errors import UserError
-from roadwork.models.cpu_units import CpuUnits, computes_in_fp32
+from roadwork.models.cpu_units import CpuUnits, compute_dtype
 from roadwork.models.depthwise import use_fast_depthwise
 from roadwork.models.fixed_norm import fix_statistics
 from roadwork.models.weights import Recipe, create, is_vit
@@ -241,7 +241,7 @@ class Backbone(nn.Module):
         mean, std = (_constant(v, views.device) for v in (self.recipe.mean, self.recipe.std))
         x = (views.float() / scale - mean) / std
         if not self.vit:
-            x = x if self._computes_in_fp32(x) else x.to(parameter.dtype)
+            x = x.to(self._compute_dtype(x) or parameter.dtype)
             return State(self._through(self._stem(), x.contiguous(memory_format=torch.channels_last)))
         x = x.to(parameter.dtype)
         grid = (views.shape[-2] // self.stride, views.shape[-1] // self.stride)
@@ -261,13 +261,14 @@ class Backbone(nn.Module):
             return State(x)
         return dataclasses.replace(self.begin(x.new_zeros(1, 3, view_size, view_size)), x=x)
 
-    def _computes_in_fp32(self, x: Tensor) -> bool:
-        return not self.vit and not self.compiled and computes_in_fp32(next(self.net.parameters()), x.device)
+    def _compute_dtype(self, x: Tensor) -> torch.dtype | None:
+        return None if self.vit or self.compiled else compute_dtype(next(self.net.parameters()), x.device)
 
     def _through(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         """A map through parts of a convolutional net, in the dtype that it came in."""
-        if self._computes_in_fp32(x):
-            return self._cpu_units(modules, x)
+        dtype = self._compute_dtype(x)
+        if dtype is not None:
+            return self._cpu_units(modules, x, dtype)
         for module in modules:
             x = module(x)
         return x

@@ -1,4 +1,4 @@
-"""Parts of a convolutional net the way a CPU computes them fastest: in fp32, with the batch norms of frozen parts folded."""
+"""Parts of a convolutional net as a CPU computes them fastest: in its dtype of choice, frozen batch norms folded."""
 
 from __future__ import annotations
 
@@ -14,51 +14,63 @@ from roadwork.cpu_bf16 import lacks_bf16_instructions
 from roadwork.models.fixed_norm import FixedStatistics
 
 
-def computes_in_fp32(parameter: Tensor, device: torch.device) -> bool:
-    """Whether a net with such parameters is computed in fp32 on this device.
+def compute_dtype(parameter: Tensor, device: torch.device) -> torch.dtype | None:
+    """In what a net with such parameters is computed by `CpuUnits`; None: on this device its own modules compute it.
 
-    So it is on a CPU in fp32 anyhow, and in bf16 where the CPU has no bf16 instructions: there every product widens its
-    operands, and keeping the activations wide saves the way forth and back.
+    bf16 parameters are computed in fp32 where the CPU has no bf16 instructions: there every product widens its operands,
+    and keeping the activations wide saves the way forth and back.
     """
     if device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return parameter.dtype == torch.float32 or (parameter.dtype == torch.bfloat16 and lacks_bf16_instructions())
+        return None
+    return torch.float32 if parameter.dtype == torch.bfloat16 and lacks_bf16_instructions() else parameter.dtype
 
 
 class CpuUnits:
-    """Computes parts of a net in fp32; frozen parts come from a copy made once, with batch norms folded into convolutions.
+    """Computes parts of a net; frozen parts come from a copy made once, with batch norms folded into convolutions.
 
     A copy is made again when a tensor of its original was replaced or written to (as autograd's version counter sees it;
     writes through `.data` go unseen, and nothing here writes frozen weights that way).
     """
 
     def __init__(self) -> None:
-        self._copies: dict[tuple[int, ...], tuple[tuple[tuple[int, int], ...], nn.Module]] = {}
+        self._copies: dict[tuple[object, ...], tuple[tuple[tuple[int, int], ...], nn.Module]] = {}
 
-    def __call__(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-        """The modules one after the other, in eval mode where frozen: fp32 [N, C, H, W] -> fp32."""
+    def __call__(self, modules: Sequence[nn.Module], x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The modules one after the other, in eval mode where frozen: [N, C, H, W] of `dtype` -> the same dtype."""
         if any(p.requires_grad for module in modules for p in module.parameters()):
             for module in modules:
-                x = functional_call(module, {n: p.float() for n, p in module.named_parameters()}, (x,))
+                x = module(x) if _is_of(module, dtype) else functional_call(module, _cast(module, dtype), (x,))
             return x
-        out: Tensor = self._frozen(modules)(x)
+        out: Tensor = self._frozen(modules, dtype)(x)
         return out
 
-    def _frozen(self, modules: Sequence[nn.Module]) -> nn.Module:
-        key = tuple(map(id, modules))
+    def _frozen(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> nn.Module:
+        key = (dtype, *map(id, modules))
         tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
         state = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         known = self._copies.get(key)
         if known is None or known[0] != state:
-            known = self._copies[key] = (state, folded(modules))
+            known = self._copies[key] = (state, folded(modules, dtype))
         return known[1]
 
     def __deepcopy__(self, memo: dict[int, object]) -> CpuUnits:
         return CpuUnits()  # copies belong to the modules that they were made of
 
 
-def folded(modules: Sequence[nn.Module]) -> nn.Module:
-    """An fp32 copy of the modules in a row, in eval mode, whose fixed batch norms are part of the convolutions before them."""
+def _is_of(module: nn.Module, dtype: torch.dtype) -> bool:
+    return all(parameter.dtype == dtype for parameter in module.parameters())
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
+
+
+def folded(modules: Sequence[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of the modules in a row, in eval mode, whose fixed batch norms are part of the convolutions before them.
+
+    The product of weight and scale is made in fp32 and rounded to `dtype` once; in return a sum is rounded once where a
+    norm of its own rounds a second time.
+    """
     with torch.inference_mode(False), torch.no_grad():
         net = copy.deepcopy(nn.Sequential(*modules)).float().eval().requires_grad_(False)
         for convolution, norm in list(_pairs(net)):
@@ -66,6 +78,8 @@ def folded(modules: Sequence[nn.Module]) -> nn.Module:
             weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
             convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
             convolution.bias, norm.folded = bias.requires_grad_(False), True
+        for parameter in net.parameters():  # not the buffers: a norm that stays computes with statistics in fp32
+            parameter.data = parameter.data.to(dtype)
     return net
 
 

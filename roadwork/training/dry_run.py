@@ -78,8 +78,8 @@ def held_bytes(
 ) -> dict[str, float]:
     """Bytes that one process holds through training, by purpose; activations and loader aside.
 
-    ZeRO-2 keeps bf16 (or fp32) weights whole and fp32 gradients, masters, optimizer state and average in shards; stage 1
-    accumulates gradients whole. Its bucket is allocated in full on a GPU; on a CPU the pages that no gradient reaches are
+    ZeRO-2 keeps bf16 (or fp32) weights whole and fp32 gradients, masters, optimizer state and average in shards; gradients
+    that wait for the last micro-batch, and stage 1's, are whole besides. Its bucket is allocated in full on a GPU; on a CPU the pages that no gradient reaches are
     never there. Without ZeRO all is whole and fp32, and data parallelism copies gradients into buckets of its own.
 
     Args:
@@ -100,14 +100,14 @@ def held_bytes(
             "average": average,
         }
     zero, width = settings["zero_optimization"], 2 if settings.get("bf16", {}).get("enabled") else 4
-    whole = zero["stage"] == 1
+    whole = zero["stage"] == 1 or (config.engine.hold_gradients and accumulation(config, processes) > 1)
     elements = int(zero.get("reduce_bucket_size", _DEEPSPEEDS_BUCKET))
     filled = min(elements, trained)
     buckets = (2 if zero.get("overlap_comm") else 1) * (4 if whole else width) * (filled if on_cpu else elements)
     sent = 4.0 * filled if width == 2 and not whole else 0.0  # the bucket in fp32, as it is summed over processes
     return {
         "weights": float(width * (trained + frozen)) + constants,
-        "gradients": 4.0 * trained / (1 if whole else processes),
+        "gradients": 4.0 * trained / processes + (4.0 * trained if whole else 0.0),
         "buckets": buckets + sent,
         "masters": 4.0 * trained / processes,
         "optimizer": state / processes,

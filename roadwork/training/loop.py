@@ -30,6 +30,7 @@ from roadwork.training.checkpoint import Checkpointer, load_training_state
 from roadwork.training.counters import Counters
 from roadwork.training.curvature import sampled_loss, update_curvature, update_hessian
 from roadwork.training.ema import Average
+from roadwork.training.gradients import Gradients
 from roadwork.training.journal import Journal
 from roadwork.training.liveness import Heartbeat, Stopped, StopRequest, lock_run
 from roadwork.training.masters import Masters
@@ -83,6 +84,7 @@ class Trainer:
         if config.model.compile:
             self.model.compile_blocks()
         self.wrapped, self.optimizer = engine.prepare(self.model, optimizer)
+        self.gradients = Gradients(engine, self.micro_steps, config.engine.hold_gradients)
         self.masters = Masters(engine, self.wrapped, self.optimizer)
         self.masters.load(whole)
         self.average = Average(self.masters, config.training.ema_decay) if config.training.ema_decay else None
@@ -260,7 +262,7 @@ class Trainer:
             loss, terms = self.loss(outputs, targets, self._ramp(step))
             # The engine averages over processes and micro-batches; the loss is already a share of the whole step's sum.
             self.heart.beat(step, "backward")
-            engine.accelerator.backward(loss * (engine.world_size * self.micro_steps))
+            self.gradients.backward(loss * (engine.world_size * self.micro_steps), last)
             if last:
                 self._apply(step, lambda: self._loss_again(step, views, host.view_mask, batch, targets))
         if last:

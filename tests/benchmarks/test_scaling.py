@@ -56,6 +56,7 @@ def test_efficiency_only_falls():
     steps = [scaling.step_of(gpus, step) for gpus in (1, 16, 64, 1024)]
     assert steps[0]["efficiency"] == 1 and np.all(np.diff([s["efficiency"] for s in steps]) < 0)
     assert np.all(np.diff([s["views_per_s"] for s in steps]) > 0)
+    assert all(s["efficiency_each"] < s["efficiency"] for s in steps[1:]), "held gradients travel once"
 
 
 def test_buckets_are_those_of_the_engine_on_gpus():

@@ -53,14 +53,14 @@ def bf16_sums(path: Path) -> dict:
 
 def spring(trap: str, trainer: Trainer) -> None:
     """Put a trap back into a built trainer."""
-    accelerator = trainer.engine.accelerator
-    ds = accelerator.deepspeed_engine_wrapped.engine
+    ds = trainer.engine.accelerator.deepspeed_engine_wrapped.engine
     if trap == "only the last micro-batch":  # together with bf16_sums: every micro-batch claims to be the last
         boundary = ds.set_gradient_accumulation_boundary
         ds.set_gradient_accumulation_boundary = lambda is_boundary: boundary(True)
+        trainer.gradients.held = False
     elif trap == "divided twice":
-        backward = accelerator.backward
-        accelerator.backward = lambda loss: backward(loss / trainer.micro_steps)
+        backward = trainer.gradients.backward
+        trainer.gradients.backward = lambda loss, last: backward(loss / trainer.micro_steps, last)
     elif trap == "a scheduler per process":
         rate = trainer._set_learning_rate
         trainer._set_learning_rate = lambda step: rate(step * trainer.engine.world_size)

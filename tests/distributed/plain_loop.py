@@ -1,7 +1,8 @@
-"""The reference: one process, fp32 masters, no engine. Micro-batches of all ranks are summed first, then accumulated.
+"""The reference: one process, fp32 masters, no engine.
 
 A sum in floating point depends on its order, so the ranks' gradients are added in the engine's: laid out as its bucket holds
-them, one behind the other as the backward pass finishes them, and added along gloo's ring.
+them, and added along gloo's ring. There they lie one behind the other as the backward pass finishes them or, where each rank
+has summed several micro-batches before, as the optimizer's groups have them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -125,6 +126,19 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         return self.arrived
 
+    def _reductions(self, gradients: Sequence[Sequence[Tensors]]) -> list[Tensors]:
+        """What all ranks together have at each of the engine's reductions, from micro-steps of a gradient per rank."""
+        if self.config.engine.hold_gradients:
+            return [self._over_ranks([self._summed(mine) for mine in zip(*gradients, strict=True)])]
+        return [self._over_ranks(parts) for parts in gradients]
+
+    def _summed(self, micro_steps: Sequence[Tensors]) -> Tensors:
+        """One rank's gradients of a whole optimizer step, as they lie in the engine's bucket."""
+        if len(micro_steps) == 1:
+            return micro_steps[0]
+        names = [name for _, group in self.groups for name in group if any(name in part for part in micro_steps)]
+        return {name: reduce(torch.add, [part[name] for part in micro_steps if name in part]) for name in names}
+
     def _over_ranks(self, parts: Sequence[Tensors]) -> Tensors:
         """The sum of all ranks' gradients, added as the engine adds its bucket."""
         assert len({tuple(part) for part in parts}) == 1, "ranks whose gradients come in different orders"
@@ -149,13 +163,15 @@ class Run:
         stepper = self._stepper()
         iterators = [iter(self._loader(rank)) for rank in range(self.world)]
         for step in range(steps):
-            total = {name: torch.zeros_like(t) for name, t in self.masters.items()}
-            loss, last = 0.0, []
+            loss, last, gradients = 0.0, list[Batch](), list[list[Tensors]]()
             for _ in range(self.micro_steps):
                 last = [next(it) for it in iterators]
                 parts = [self._micro(step, batch) for batch in last]
                 loss += sum(value for _, value in parts)
-                for name, gradient in self._over_ranks([gradient for gradient, _ in parts]).items():
+                gradients.append([gradient for gradient, _ in parts])
+            total = {name: torch.zeros_like(t) for name, t in self.masters.items()}
+            for reduced in self._reductions(gradients):
+                for name, gradient in reduced.items():
                     total[name] += gradient
             if self.config.optimizer.name == "sophia_h" and step % self.config.optimizer.hessian_every == 0:
                 stepper.curvature(step, last)

@@ -33,6 +33,7 @@ STEPS = 6
 BITWISE: dict[str, list[str]] = {
     **{name: [] for name in ("bf16-1x8x1", "bf16-1x2x4", "bf16-2x4x1", "bf16-2x1x4", "bf16-4x2x1", "bf16-4x1x4")},
     "bf16-2x1x4-short": [],
+    "each-2x1x4": ["--engine.hold_gradients=false"],
     "sophia-2x2x2": ["--optimizer.name=sophia", "--optimizer.hessian_every=2"],
     **{name: [FP32] for name in ("fp32-1x1x4", "fp32-2x1x4", "fp32-4x1x1")},
 }

@@ -1,4 +1,4 @@
-"""Parts of a convolutional net in fp32 with folded norms: what the parts themselves compute, also after they changed."""
+"""Parts of a convolutional net with folded norms: what the parts themselves compute, also after they changed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def test_frozen_parts_give_what_their_modules_give(name: str) -> None:
     backbone, views = net(name), torch.rand(3, 3, 64, 64)
     for found, expected in zip(backbone(views), plainly(backbone, views), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_bf16_a_folded_norm_rounds_no_more_than_one_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean error against fp32 with the same weights; a scale or a shift that is left out would be many times that."""
+    monkeypatch.setattr("roadwork.models.cpu_units.lacks_bf16_instructions", lambda: False)
+    backbone, views = net(name).bfloat16(), torch.rand(3, 3, 64, 64)
+    exact = plainly(copy.deepcopy(backbone).float(), views)[0]
+    errors = [float((found.float() - exact).abs().mean()) for found in (backbone(views)[0], plainly(backbone, views)[0])]
+    assert backbone(views)[0].dtype == torch.bfloat16
+    assert errors[0] <= 1.5 * errors[1] and errors[0] < 0.05 * float(exact.abs().mean())
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "resnet10t", "regnetx_002"])
