@@ -23,7 +23,7 @@ from roadwork.data.record import Rejected
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 WHITE, BORDER = 225, 0.6
-"""A shot before a white background: this part of the outermost twentieth of each side is brighter than that in every channel."""
+"""A shot before a white background: more than this part of the outermost twentieth is brighter than that in each channel."""
 
 
 class Source(NamedTuple):
@@ -109,7 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     for source in SOURCES:
         clone = folder / source.name.split("/")[1]
         mine = [(path.relative_to(folder).as_posix(), label) for path, label in photos(source, clone)]
-        commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
         positives = sum(label for _, label in mine)
         print(f"{source.name} at {commit or '?'}: {positives} with roadwork, {len(mine) - positives} without")
         rows += mine

@@ -169,7 +169,8 @@ def step_of(gpus: int, step: dict[str, Any]) -> dict[str, float]:
     each = on_the_wire(payload(step["parameters"], step["micro_steps"]), gpus) / wire + hops * step["micro_steps"]
     return {
         "gpus": gpus, "sent_gb": sent / 1e9, "compute_s": compute, "wire_s": sent / wire, "latency_s": hops,
-        "efficiency": compute / (compute + wait), "efficiency_each": compute / (compute + each), "views_per_s": gpus * views / (compute + wait),
+        "efficiency": compute / (compute + wait), "efficiency_each": compute / (compute + each),
+        "views_per_s": gpus * views / (compute + wait),
     }  # fmt: skip
 
 

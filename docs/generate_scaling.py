@@ -161,8 +161,10 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
         "overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
     )
     yield from table(
-        ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s", "share, summed in every micro-step"],
-        [[r["gpus"], r["sent_gb"], r["compute_s"], r["wire_s"], r["latency_s"], r["efficiency"], r["views_per_s"], r["efficiency_each"]]
+        ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s",
+         "share, summed in every micro-step"],
+        [[r["gpus"], r["sent_gb"], r["compute_s"], r["wire_s"], r["latency_s"], r["efficiency"], r["views_per_s"],
+          r["efficiency_each"]]
          for r in found["steps"]],
     )  # fmt: skip
     worst = found["steps"][-1]

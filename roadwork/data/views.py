@@ -133,14 +133,15 @@ def _cut(image: Array, boxes: npt.NDArray[np.float32], size: int) -> Array:
     """[H, W(, C)] -> [V, size, size(, C)], each box from the smallest copy that still has its pixels."""
     halved = [image]
     views = np.empty((len(boxes), size, size, *image.shape[2:]), dtype=np.uint8)
-    for view, box in zip(views, boxes, strict=True):
-        level = max(min(_crop(image, box).shape[:2]) // size, 1).bit_length() - 1
+    for view, box, (x0, y0, x1, y1) in zip(views, boxes, _corners(image, boxes), strict=True):
+        level = max(min(x1 - x0, y1 - y0) // size, 1).bit_length() - 1
         while len(halved) <= level:
             height, width = halved[-1].shape[:2]
             halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
         if level:
-            (box,) = scaled_boxes(box[None], image.shape[1::-1], halved[level].shape)
-        _draw(_crop(halved[level], box), view)
+            smaller = scaled_boxes(box[None], image.shape[1::-1], halved[level].shape)
+            ((x0, y0, x1, y1),) = _corners(halved[level], smaller)
+        _draw(halved[level][y0:y1, x0:x1], view)
     return views
 
 
@@ -183,21 +184,23 @@ def make_mask_views(bits: Array, boxes: npt.NDArray[np.float32], view_size: int,
     size = mask_size(view_size)
     if bits.ndim != 2 or bits.dtype != np.uint8:
         raise ValueError(f"masks are uint8 [H, W] of class bits; got {bits.dtype} {bits.shape}")
-    views = np.zeros((len(boxes), size, size), dtype=np.uint8)
+    views, corners = np.zeros((len(boxes), size, size), dtype=np.uint8), _corners(bits, boxes)
     for k in range(classes):
         plane = np.asarray((bits >> k & 1) * 255, dtype=np.uint8)
         if plane.any():
-            for view, box in zip(views, boxes, strict=True):
-                view |= (_resize_plane(_crop(plane, box), size) >= 128).astype(np.uint8) << k
+            for view, (x0, y0, x1, y1) in zip(views, corners, strict=True):
+                view |= (_resize_plane(plane[y0:y1, x0:x1], size) >= 128).astype(np.uint8) << k
     return views
 
 
-def _crop(image: Array, box: npt.NDArray[np.float32]) -> Array:
+def _corners(image: Array, boxes: npt.NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
+    """Boxes [V, 4] in whole pixels, as (x0, y0, x1, y1). Raises ValueError for one that leaves the image or is empty."""
     height, width = image.shape[:2]
-    x0, y0, x1, y1 = np.rint(box).astype(int).tolist()
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise ValueError(f"view box {(x0, y0, x1, y1)} leaves the photo of {width}x{height} pixels or is empty")
-    return image[y0:y1, x0:x1]
+    found = [(x0, y0, x1, y1) for x0, y0, x1, y1 in np.rint(boxes).astype(int).tolist()]
+    for x0, y0, x1, y1 in found:
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(f"view box {(x0, y0, x1, y1)} leaves the photo of {width}x{height} pixels or is empty")
+    return found
 
 
 def _resize_plane(crop: Array, size: int) -> Array:

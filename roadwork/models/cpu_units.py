@@ -11,18 +11,20 @@ from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from roadwork.cpu_bf16 import lacks_bf16_instructions
-from roadwork.models.fixed_norm import FixedStatistics
+from roadwork.models.depthwise import DepthwiseConv2d
+from roadwork.models.fixed_norm import FixedStatistics, FixedStatisticsAct
 
 
 def compute_dtype(parameter: Tensor, device: torch.device) -> torch.dtype | None:
     """In what a net with such parameters is computed by `CpuUnits`; None: on this device its own modules compute it.
 
-    bf16 parameters are computed in fp32 where the CPU has no bf16 instructions: there every product widens its operands,
-    and keeping the activations wide saves the way forth and back.
+    In the dtype of its parameters, or autocast's. bf16 is computed in fp32 where the CPU has no bf16 instructions: there
+    every product widens its operands, and keeping the activations wide saves the way forth and back.
     """
     if device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    return torch.float32 if parameter.dtype == torch.bfloat16 and lacks_bf16_instructions() else parameter.dtype
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else parameter.dtype
+    return torch.float32 if dtype == torch.bfloat16 and lacks_bf16_instructions() else dtype
 
 
 class CpuUnits:
@@ -57,6 +59,43 @@ class CpuUnits:
         return CpuUnits()  # copies belong to the modules that they were made of
 
 
+class ActivatedConvolution(nn.Conv2d):
+    """A convolution that activates its result before it is written: one pass over memory (oneDNN's post-op).
+
+    A clamp before rounding and one after it give the same number, hence no other activation than those of `POST_OPS`; what
+    is left to differ is the order of a sum, where oneDNN takes another kernel.
+    """
+
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W'] of the same dtype."""
+        if x.requires_grad and torch.is_grad_enabled():  # the fused operation has no derivative
+            activated: Tensor = self.act(super().forward(x))
+            return activated
+        done: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x,
+            self.weight,
+            self.bias,
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+            *POST_OPS[type(self.act)],
+            "",
+        )
+        return done
+
+
+POST_OPS: dict[type[nn.Module], tuple[str, list[float]]] = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
+"""Activation -> its name in oneDNN and its scalars."""
+
+
+def _takes_post_op(convolution: nn.Conv2d) -> bool:
+    plain = type(convolution) in (nn.Conv2d, DepthwiseConv2d) and convolution.padding_mode == "zeros"
+    return plain and not isinstance(convolution.padding, str) and torch.backends.mkldnn.is_available()
+
+
 def _is_of(module: nn.Module, dtype: torch.dtype) -> bool:
     return all(parameter.dtype == dtype for parameter in module.parameters())
 
@@ -78,6 +117,8 @@ def folded(modules: Sequence[nn.Module], dtype: torch.dtype = torch.float32) -> 
             weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
             convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
             convolution.bias, norm.folded = bias.requires_grad_(False), True
+            if _takes_post_op(convolution) and isinstance(norm, FixedStatisticsAct) and type(norm.act) in POST_OPS:
+                convolution.__class__, convolution.act, norm.act = ActivatedConvolution, norm.act, nn.Identity()
         for parameter in net.parameters():  # not the buffers: a norm that stays computes with statistics in fp32
             parameter.data = parameter.data.to(dtype)
     return net

@@ -79,8 +79,9 @@ def held_bytes(
     """Bytes that one process holds through training, by purpose; activations and loader aside.
 
     ZeRO-2 keeps bf16 (or fp32) weights whole and fp32 gradients, masters, optimizer state and average in shards; gradients
-    that wait for the last micro-batch, and stage 1's, are whole besides. Its bucket is allocated in full on a GPU; on a CPU the pages that no gradient reaches are
-    never there. Without ZeRO all is whole and fp32, and data parallelism copies gradients into buckets of its own.
+    that wait for the last micro-batch, and stage 1's, are whole besides. Its bucket is allocated in full on a GPU; on a
+    CPU the pages that no gradient reaches are never there. Without ZeRO all is whole and fp32, and data parallelism copies
+    gradients into buckets of its own.
 
     Args:
         settings: of `roadwork.engine.zero_settings`.

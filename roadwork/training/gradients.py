@@ -7,6 +7,8 @@ and travel once per optimizer step whatever the accumulation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,8 @@ class Gradients:
 
     def __init__(self, engine: Engine, micro_steps: int, hold: bool) -> None:
         self.engine = engine
-        self._ds = engine.accelerator.deepspeed_engine_wrapped.engine if engine.sharded else None
-        zero = self._ds.optimizer if self._ds else None
+        self._ds: Any = engine.accelerator.deepspeed_engine_wrapped.engine if engine.sharded else None
+        zero: Any = self._ds.optimizer if self._ds else None
         self.held = bool(hold and micro_steps > 1 and zero and zero.partition_gradients and not zero.cpu_offload)
         """Whether gradients wait for the last micro-batch."""
         if self.held and zero.dtype != torch.float32:

@@ -21,7 +21,9 @@ def clones(tmp_path: Path) -> Path:
     for source in SOURCES:
         clone = tmp_path / source.name.split("/")[1]
         for folder in source.images:
-            for number, (pixels, note) in enumerate([(STREET, "0 .5 .5 .1 .1\n"), (STREET, ""), (STREET, "3 .5 .5 1 1")] * 2):
+            for number, (pixels, note) in enumerate(
+                [(STREET, "0 .5 .5 .1 .1\n"), (STREET, ""), (STREET, "3 .5 .5 1 1")] * 2
+            ):
                 put(clone, folder, f"{number}.jpg", encode(pixels), note)
             put(clone, folder, "studio.jpg", encode(STUDIO), "0 .5 .5 .1 .1")
             put(clone, folder, "torn.jpg", b"no picture", "0 .5 .5 .1 .1")

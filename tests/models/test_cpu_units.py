@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from roadwork.models.backbone import Backbone
-from roadwork.models.cpu_units import CpuUnits, folded
+from roadwork.models.cpu_units import ActivatedConvolution, CpuUnits, folded
 from roadwork.models.fixed_norm import FixedStatistics
 from roadwork.models.weights import Recipe
 
@@ -51,7 +51,9 @@ def test_in_bf16_a_folded_norm_rounds_no_more_than_one_of_its_own(name: str, mon
     monkeypatch.setattr("roadwork.models.cpu_units.lacks_bf16_instructions", lambda: False)
     backbone, views = net(name).bfloat16(), torch.rand(3, 3, 64, 64)
     exact = plainly(copy.deepcopy(backbone).float(), views)[0]
-    errors = [float((found.float() - exact).abs().mean()) for found in (backbone(views)[0], plainly(backbone, views)[0])]
+    errors = [
+        float((found.float() - exact).abs().mean()) for found in (backbone(views)[0], plainly(backbone, views)[0])
+    ]
     assert backbone(views)[0].dtype == torch.bfloat16
     assert errors[0] <= 1.5 * errors[1] and errors[0] < 0.05 * float(exact.abs().mean())
 
@@ -84,6 +86,49 @@ def test_trained_parts_get_the_gradients_of_their_modules(trainable: str) -> Non
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["test_efficientnet", "efficientnet_lite0", "regnetx_002"])
+def test_a_convolution_that_activates_gives_what_the_two_give_apart(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, x = net(name), torch.rand(2, 3, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last)
+    parts = [backbone._stem(), *([unit] for unit in backbone.units())]
+    fused = [folded(part, dtype) for part in parts]
+    monkeypatch.setattr("roadwork.models.cpu_units.POST_OPS", {})
+    apart = [folded(part, dtype) for part in parts]
+    swapped = [
+        sum(isinstance(m, ActivatedConvolution) for part in parts for m in part.modules()) for parts in (fused, apart)
+    ]
+    assert swapped[1] == 0 < swapped[0] or name == "test_efficientnet"  # that one has SiLU
+    monkeypatch.undo()
+    with torch.no_grad():
+        for one, other in zip(fused, apart, strict=True):
+            y = other(x)
+            rounding = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+            torch.testing.assert_close(one(x), y, rtol=rounding, atol=rounding * float(y.abs().max()))
+            x = y
+
+
+def test_a_gradient_passes_through_a_convolution_that_activates() -> None:
+    """Frozen parts behind adapted ones."""
+    backbone = net("efficientnet_lite0")
+    part, x = folded(backbone._stem()), torch.rand(1, 3, 64, 64, requires_grad=True)
+    part(x).sum().backward()
+    assert x.grad is not None and float(x.grad.abs().max()) > 0
+
+
+def test_under_autocast_the_net_computes_in_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roadwork.models.cpu_units.lacks_bf16_instructions", lambda: False)
+    backbone, views = net("efficientnet_lite0", "last-1"), torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = backbone.run(backbone.begin(views), 0, backbone.depth)
+        assert state.x.dtype == torch.bfloat16
+        sum(out.float().sum() for out in backbone.finish(state) if out is not None).backward()
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained if p.grad is not None)
+    assert any(p.grad is not None for p in trained)
 
 
 def test_copies_are_no_part_of_the_model() -> None:

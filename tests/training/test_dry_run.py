@@ -140,7 +140,10 @@ def test_gradients_that_wait_and_stage_ones_are_whole_and_a_gpu_allocates_the_bu
     shards: Path, tmp_path: Path
 ) -> None:
     four = ["--training.micro_batch=1", "--training.global_batch=8"]
-    config, holding = options(tmp_path, shards, *four, "--engine.hold_gradients=false"), options(tmp_path, shards, *four)
+    config, holding = (
+        options(tmp_path, shards, *four, "--engine.hold_gradients=false"),
+        options(tmp_path, shards, *four),
+    )
     assert accumulation(holding, 2) == 4
     settings = json.loads(CPU_CONFIG.read_text())
     settings["zero_optimization"]["reduce_bucket_size"] = 1000
