@@ -6,6 +6,9 @@ The settings take turns in every round. A ratio is a setting's seconds per optim
 the same round; the shipped one runs twice a round, and `noise` is the furthest that its second turn came from its first.
 `shipped_within_noise` says whether the fastest setting's median ratio lies within that of 1.
 
+Gradients that are held until the last micro-batch are reduced behind the backward pass, so `overlap_comm` has something to
+hide behind with `--engine.hold_gradients false` or without accumulation only.
+
 On one process nothing is sent: the ratios then say what buckets cost without a wire. Options of the configuration
 (`--a.b=VALUE`, such as `--model.backbone`) choose a model of another size.
 """

@@ -34,6 +34,7 @@ NOT_BENCHMARKS = {
     "loader_peers",
     "training_run",
     "photographs",
+    "photograph_set",
     "scaling_probe",
     "step_parts",
 }
@@ -62,7 +63,7 @@ ARGUMENTS: dict[str, Words] = {
     "masks": Words(),
     "order": Words((), ("--big", "1000000")),
     "tta": Words(("--run", "RUN", "--shards", "SHARDS"), ("--photos", "8", "--augmentations", "4")),
-    "train_step": Words(gpu=("--profile", "--data", "resident", "--model.compile=true")),
+    "train_step": Words(gpu=("--profile", "--model.compile=true")),
 }
 """What differs from `python -m benchmarks.NAME --json`."""
 

@@ -144,10 +144,11 @@ def on_the_wire(given: dict[str, int], gpus: int) -> float:
 
 
 def held(parameters: int, gpus: int) -> dict[str, float]:
-    """Bytes on one rank, activations aside; gradients as fp32 whole, as they are held between micro-batches."""
+    """Bytes on one rank, activations aside; fp32 gradients whole, as they are held between micro-batches, and their part."""
     return {
         "weights_bf16": 2 * parameters,
-        "gradients": 4 * parameters,
+        "gradients": 4 * parameters + 4 * parameters / gpus,
+        "bucket": 4 * bucket_elements(),
         "masters": 4 * parameters / gpus,
         "moments": 8 * parameters / gpus,
         "average": 4 * parameters / gpus,

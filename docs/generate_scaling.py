@@ -179,8 +179,9 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
     )
     yield "## Memory and checkpoints of each backbone\n"
     yield (
-        "GiB per process without activations and heads: bf16 weights and fp32 gradients whole, masters, moments and average "
-        "in fp32 over the processes. A checkpoint holds 16 bytes per parameter, on rank 0's memory until it is written.\n"
+        "GiB per process without activations and heads: bf16 weights and fp32 gradients whole, and in fp32 over the "
+        "processes reduced gradients, masters, moments and average; the bucket of the gradients. "
+        "A checkpoint holds 16 bytes per parameter, on rank 0's memory until it is written.\n"
     )
     yield from table(
         ["backbone", "parameters", "1 process", "8", "64", "1,024", "checkpoint, GB", "gathering, s", "writing behind, s"],

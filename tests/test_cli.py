@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 
 from roadwork.cli import Parser, exit_on_user_error
@@ -42,3 +47,17 @@ def test_the_parser_says_one_line_and_does_not_guess_abbreviations(capsys: pytes
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     assert "(default: 3)" in capsys.readouterr().out
+
+
+ENTRIES = sorted((Path(__file__).resolve().parents[1] / "launch").glob("*.py"))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=[path.stem for path in ENTRIES])
+def test_every_entry_has_help(entry: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = dict(os.environ)
+    monkeypatch.setattr(sys, "argv", [str(entry), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(entry), run_name="__main__")
+    told = capsys.readouterr().out
+    assert stop.value.code in (0, None) and "usage:" in told and len(told.splitlines()) > 5
+    assert dict(os.environ) == before, "asking for help changed the process"

@@ -308,6 +308,8 @@ class RoadworkDetector(Saved, nn.Module):
         """One clear ValueError for each wrong input; the mask with a view per photo, and fp32 boxes."""
         if views.dim() != 5 or views.shape[2] != 3 or 0 in views.shape:
             raise ValueError(f"views have shape {tuple(views.shape)}; expected [B, V, 3, S, S] with B and V at least 1")
+        if views.shape[1] > MAX_VIEWS:
+            raise ValueError(f"{views.shape[1]} views of a photo; at most {MAX_VIEWS} are allowed")
         if not (views.is_floating_point() or views.dtype == torch.uint8):
             raise ValueError(f"views are {views.dtype}; expected floats in [0, 1] or uint8")
         self.backbone.check_size(*views.shape[-2:])

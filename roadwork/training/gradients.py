@@ -25,21 +25,24 @@ class Gradients:
     """
 
     def __init__(self, engine: Engine, micro_steps: int, hold: bool) -> None:
-        self.engine = engine
+        self.engine, self._parts = engine, engine.world_size * micro_steps
         self._ds: Any = engine.accelerator.deepspeed_engine_wrapped.engine if engine.sharded else None
         zero: Any = self._ds.optimizer if self._ds else None
         self.held = bool(hold and micro_steps > 1 and zero and zero.partition_gradients and not zero.cpu_offload)
         """Whether gradients wait for the last micro-batch."""
         if self.held and zero.dtype != torch.float32:
             zero.use_grad_accum_attribute = True  # sum in `grad_accum`, in fp32: `grad` has the parameter's dtype
+            for parameter in (p for group in zero.bit16_groups for p in group):  # at once, not after the backward pass
+                parameter.register_post_accumulate_grad_hook(zero._fill_param_grad_accum_attribute)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """One micro-batch's backward pass; after the last one the reduction and, with ZeRO, the step. Collective.
 
         Args:
-            loss: []; the engine takes the mean of what it is given over processes and micro-batches.
+            loss: [], a share of the whole step's, which is their sum over processes and micro-batches.
             last: of the optimizer step.
         """
+        loss = loss * self._parts  # the engine takes a mean
         if not self.held:
             self.engine.accelerator.backward(loss)
             return

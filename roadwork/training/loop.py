@@ -260,9 +260,8 @@ class Trainer:
         with engine.accelerator.accumulate(self.wrapped):
             outputs = self.wrapped(views, host.view_mask, batch.metadata, batch.boxes)
             loss, terms = self.loss(outputs, targets, self._ramp(step))
-            # The engine averages over processes and micro-batches; the loss is already a share of the whole step's sum.
             self.heart.beat(step, "backward")
-            self.gradients.backward(loss * (engine.world_size * self.micro_steps), last)
+            self.gradients.backward(loss, last)
             if last:
                 self._apply(step, lambda: self._loss_again(step, views, host.view_mask, batch, targets))
         if last:

@@ -17,6 +17,7 @@ RESULTS = newest()
 BARS = [
     ("demo", "chosen_mcc", 0.70), ("demo", "ensemble_mcc", 0.70),
     ("augment", "over_kornia_512", 8), ("augment", "over_kornia_noplasma_512", 2), ("augment", "over_torchvision_512", 1),
+    ("augment", "over_kornia_128", 8), ("augment", "over_kornia_noplasma_128", 2), ("augment", "over_torchvision_128", 1),
     ("blocks", "attention_speedup", 1), ("blocks", "moe_speedup", 1), ("loader", "of_limit", 0.9),
     ("loader", "over_webdataset", 1), ("loader", "over_torch_dataset", 1), ("loader", "over_webdataset_pil", 1),
     ("loader", "over_litdata", 1), ("loader", "over_streaming", 1), ("order", "positions_per_s", 1e6),
@@ -47,6 +48,11 @@ def test_the_newest_result_reaches_its_bar(name: str, figure: str, least: float)
 @pytest.mark.xfail(strict=True, reason="not reached yet: benchmarks/README.md")
 def test_a_bar_that_is_still_open_is_known_as_such(name: str, figure: str, least: float) -> None:
     assert figures(name)[figure] >= least
+
+
+def test_the_demo_takes_minutes_and_its_photos_less_than_one() -> None:
+    assert figures("demo")["minutes"] <= 12
+    assert figures("build")["seconds_to_draw_1000"] < 60
 
 
 def test_the_demo_sees_more_than_metadata_tell() -> None:

@@ -35,11 +35,12 @@ BITWISE: dict[str, list[str]] = {
     "bf16-2x1x4-short": [],
     "each-2x1x4": ["--engine.hold_gradients=false"],
     "sophia-2x2x2": ["--optimizer.name=sophia", "--optimizer.hessian_every=2"],
+    "sophia-2x4x1": ["--optimizer.name=sophia", "--optimizer.hessian_every=2"],
     **{name: [FP32] for name in ("fp32-1x1x4", "fp32-2x1x4", "fp32-4x1x1")},
 }
 TRIALS = {**BITWISE, "clip-2x2x2": [FP32, "--training.grad_clip=0.3"]}
 """Trial -> its options; the name says precision, processes x micro-batch x accumulation."""
-STEPS_OF = {name: 20 for name in BITWISE if not name.startswith("fp32")} | {"bf16-2x1x4-short": 2}
+STEPS_OF = dict.fromkeys(BITWISE, 20) | {"bf16-2x1x4-short": 2}
 """Optimizer steps of a trial that is not STEPS long: in twenty a rounding that is lost now and then has time to show."""
 TRAPS = {
     "bf16 sums": "gradient",
@@ -66,6 +67,8 @@ WITHOUT_ZERO = {
 CLIPPED = {f"clipped-{world}x1x{steps}": ["--training.grad_clip=0.3"] for world in (1, 2, 4) for steps in (1, 4)}
 """bf16 whose gradients are clipped: close as well, for an ulp of the norm becomes a rounding of every weight."""
 STEPS_OF |= {name: 20 for name in CLIPPED if name.endswith("x1")}
+DIRECT = "sophia-direct"
+"""The elastic trial of that optimizer, on three processes from the checkpoint of two."""
 ELASTIC: dict[str, list[str]] = {
     "adam": ["--training.global_batch=12"],
     "sophia": ["--training.global_batch=12", FP32, "--optimizer.name=sophia", "--optimizer.hessian_every=2"],
@@ -175,7 +178,9 @@ def runs(folder: Path, shards: Path) -> dict[str, Any]:
     keep(1, [*parity(1), *elastic(1, 4, 3), warm])
     for name in ELASTIC:  # 2 -> 1 -> 3
         shutil.copytree(folder / "1" / name, folder / "3" / name)
-    keep(3, elastic(3, 4, 4))
+    shutil.copytree(folder / "2" / "sophia", folder / "3" / DIRECT)  # 2 -> 3
+    direct = next(t for t in elastic(3, 4, 4) if t["name"] == "sophia") | {"name": DIRECT}
+    keep(3, [*elastic(3, 4, 4), direct])
     for name in ELASTIC:  # 2 -> 4; twelve photos are three for each, so the micro-batches shrink
         shutil.copytree(folder / "2" / name, folder / "4" / name)
     four = [{**t, "options": [*t["options"], "--training.micro_batch=1"]} for t in elastic(4, 3, 3)]
@@ -219,7 +224,7 @@ def test_weights_and_average_equal_a_plain_loop(runs: dict[str, Any], plain: Cal
     """
     end, reference = runs[name]["end"], plain(name)
     # fp32 products are summed in an order that depends on where the process's memory lies: an ulp, in some processes.
-    allowed = 1e-6 if FP32 in TRIALS[name] else 0.0
+    allowed = 1e-5 if FP32 in TRIALS[name] else 0.0
     assert apart(end["master"], reference.masters) <= allowed
     assert apart(end["average"], reference.average) <= allowed
     assert apart(runs[name]["start"]["master"], end["master"]) > 1e-4, "nothing was trained"
@@ -414,11 +419,28 @@ def test_another_number_of_processes_loads_every_bit(runs: dict[str, Any], name:
         assert apart(tensors, stored[part]) == 0, part
 
 
+def test_three_processes_load_every_bit_of_two(runs: dict[str, Any]) -> None:
+    for part, tensors in runs[DIRECT]["start"].items():
+        assert apart(tensors, runs["sophia@2"]["saved"][part]) == 0, part
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("sophia@1", {3, 4}), ("sophia@3", {4}), ("sophia@4", {3}), (DIRECT, {3, 4})]
+)
+def test_after_a_change_of_processes_a_step_has_the_same_photos(
+    runs: dict[str, Any], name: str, steps: set[int]
+) -> None:
+    """And in fp32 the same views and experts for each."""
+    stayed, chosen = runs["sophia@2"]["chosen"], runs[name]["chosen"]
+    assert set(chosen) == {position for step in steps for position in range((step - 1) * 12, step * 12)}
+    assert chosen == {position: stayed[position] for position in chosen}
+
+
 def test_losses_after_a_change_of_processes_are_the_same(runs: dict[str, Any]) -> None:
     """fp32: only the order of summation differs."""
     stayed = {line["step"]: line["loss"] for line in runs["sophia@2"]["records"]}
-    for processes, steps in ((1, {3, 4}), (3, {4}), (4, {3})):
-        lines = {line["step"]: line["loss"] for line in runs[f"sophia@{processes}"]["records"]}
+    for name, steps in (("sophia@1", {3, 4}), ("sophia@3", {4}), ("sophia@4", {3}), (DIRECT, {3, 4})):
+        lines = {line["step"]: line["loss"] for line in runs[name]["records"]}
         assert set(lines) == steps
         for step, loss in lines.items():
             assert loss == pytest.approx(stayed[step], abs=1e-6)

@@ -50,9 +50,9 @@ def test_a_nan_on_one_rank_steps_no_rank_and_an_unreadable_photo_is_left_out(
 ) -> None:
     run, copy = tmp_path / "run", tmp_path / "shards"
     (photo,) = damaged_shards(shards, copy, 1)
-    # The loss of one rank is NaN, or one of its gradients infinite while the loss is finite.
-    planned = {1: "nan", 4: "inf", 5: "nan", 6: "nan"}
-    events = [{"step": step, "micro": 1, "rank": 1, "do": do} for step, do in planned.items()]
+    # The loss of one rank is NaN, or one of its gradients infinite while the loss is finite, in either micro-batch.
+    planned = {1: ("nan", 0), 4: ("inf", 0), 5: ("nan", 1), 6: ("nan", 1)}
+    events = [{"step": step, "micro": micro, "rank": 1, "do": do} for step, (do, micro) in planned.items()]
     more = ["--checkpoint.every_steps=1", "--checkpoint.keep_last=9", "--training.validate_every_steps=100"]
     done = launch(DRILL, plan(*events), *options(run, copy, *more))
 

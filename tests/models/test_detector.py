@@ -259,6 +259,7 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
         ("expected \\[B, V, 3, S, S\\]", (good[0],)),
         ("expected \\[B, V, 3, S, S\\]", (good[:, :, :1],)),
         ("expected \\[B, V, 3, S, S\\]", (good[:, :0],)),
+        ("13 views of a photo; at most 12", (good[:, :1].expand(-1, 13, -1, -1, -1),)),
         ("do not suit", (good[..., :60],)),
         ("expected \\[0, 1\\]", (good * 255,)),
         ("expected \\[0, 1\\]", (good * float("nan"),)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,13 @@ def test_the_time_of_a_run_counts_every_micro_batch_validation_and_curvature(sha
     assert pace.run_s(config, build_data(config), 1) == 25 * 2 * 100 + 3 * 5 + 3 * 10_000
     # 2 processes: one micro-batch a step, and half of the photos.
     assert pace.run_s(config, build_data(config), 2) == 25 * 100 + 3 * 2.5 + 3 * 10_000
+
+
+def test_a_disk_that_is_too_small_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("roadwork.training.dry_run.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"has 0\.0 GiB free, .* GiB are needed; give another --run\.dir"):
+        describe(on_cpu(tmp_path / "run", shards))
 
 
 def test_a_large_model_is_not_timed_on_a_cpu_and_the_line_says_why(
