@@ -2,7 +2,7 @@
 
 Loader or resident batches, augmentation, every head and loss, accumulation, clipping, optimizer, average: what `pretrain`
 runs between two checkpoints. A plain loop, ZeRO-2, and ZeRO-2 without view pruning take turns in one process, and the
-figures are medians over rounds (ratios: of each round). Weights are randomly initialised: they do not change the time.
+figures are medians over rounds (ratios: of each round; `_low` and `_high` are their quartiles). Weights are randomly initialised: they do not change the time.
 
 Besides, of the ZeRO-2 arm: `forward_of_ceiling` (forward passes alone), `augment_ms` of 48 views of `augment_size` px and
 `augment_share`, what that is of a step's time; null where the arm did not run. `compile_s` is what the first step of an arm
@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
@@ -81,9 +82,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--view-size", type=int, default=0, help="of those; default 512 on a GPU, 128 on a CPU")
     parser.add_argument("--data", choices=("loader", "resident"), default="loader", help="resident: the same batches")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=0, help="timed steps a turn; default 10 on a GPU, 3 on a CPU")
-    parser.add_argument("--warm", type=int, default=0, help="steps before them; default 3 on a GPU, 1 on a CPU")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=0, help="timed steps a turn; default 10 on a GPU, 6 on a CPU")
+    parser.add_argument("--warm", type=int, default=0, help="steps before them; default 3 on a GPU, 2 on a CPU")
     parser.add_argument("--profile", action="store_true", help="name the operations that take longest")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     return parser
@@ -112,8 +113,8 @@ class Bench:
     ) -> None:
         self.arguments, self.more, self.shards, self.scratch, self.gpu = arguments, more, shards, scratch, gpu
         self.arms = arms
-        self.steps = arguments.steps or (10 if gpu else 3)
-        self.warm = arguments.warm or (3 if gpu else 1)
+        self.steps = arguments.steps or (10 if gpu else 6)
+        self.warm = arguments.warm or (3 if gpu else 2)
         self.turns: dict[str, list[dict[str, float]]] = defaultdict(list)
         self.parts: list[dict[str, float]] = []
         self.facts: dict[str, Any] = {}
@@ -234,8 +235,8 @@ class Bench:
                 "first_step_s": round(max(turn["first_step_s"] for turn in turns), 2),
                 "peak_memory_gib": round(max(turn["memory_gib"] for turn in turns), 2),
             }
-        made["zero2_over_plain"] = self._ratio("zero2", "plain", "views_per_s")
-        made["pruning_speedup"] = self._ratio("zero2", "zero2_unpruned", "photos_per_s")
+        made |= self._ratio("zero2_over_plain", "zero2", "plain", "views_per_s")
+        made |= self._ratio("pruning_speedup", "zero2", "zero2_unpruned", "photos_per_s")
         made |= self._parts(ceiling)
         made["load_average"] = round(os.getloadavg()[0], 2)
         return {**made, "profile": self.top} if self.top else made
@@ -255,9 +256,14 @@ class Bench:
         made["compile_s"] = round(max(beyond), 2) if self.facts.get("compile") else None  # later turns find it done
         return made
 
-    def _ratio(self, one: str, other: str, name: str) -> float | None:
-        pairs = list(zip(self.turns[one], self.turns[other], strict=False))
-        return round(statistics.median(a[name] / b[name] for a, b in pairs), 4) if pairs else None
+    def _ratio(self, figure: str, one: str, other: str, name: str) -> dict[str, float | None]:
+        """The median of the rounds' ratios, and the two between which their middle half lies."""
+        pairs = zip(self.turns[one], self.turns[other], strict=False)
+        ratios = [a[name] / b[name] for a, b in pairs]
+        if not ratios:
+            return {figure: None}
+        low, middle, high = (round(float(q), 4) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
+        return {figure: middle, f"{figure}_low": low, f"{figure}_high": high}
 
 
 def replace_workers(config: Config, workers: int) -> Config:
