@@ -2,7 +2,8 @@
 
 Loader or resident batches, augmentation, every head and loss, accumulation, clipping, optimizer, average: what `pretrain`
 runs between two checkpoints. A plain loop, ZeRO-2, and ZeRO-2 without view pruning take turns in one process, and the
-figures are medians over rounds (ratios: of each round; `_low` and `_high` are their quartiles). Weights are randomly initialised: they do not change the time.
+figures are medians over rounds (ratios: of each round; `_low` and `_high` are their quartiles). Weights are randomly
+initialised: they do not change the time.
 
 Besides, of the ZeRO-2 arm: `forward_of_ceiling` (forward passes alone), `augment_ms` of 48 views of `augment_size` px and
 `augment_share`, what that is of a step's time; null where the arm did not run. `compile_s` is what the first step of an arm
@@ -68,9 +69,9 @@ def main() -> None:
         shards = shards_for(arguments.shards, arguments.view_size or (512 if gpu else 128), Path(scratch))
         bench = Bench(arguments, more, shards, Path(scratch), gpu)
         order = list(arguments.arms)
-        for turn in range(arguments.rounds):
+        for turn in range(bench.rounds):
             for arm in order if turn % 2 == 0 else reversed(order):
-                bench.measure(arm, profiled=arguments.profile and turn == arguments.rounds - 1 and arm == "zero2")
+                bench.measure(arm, profiled=arguments.profile and turn == bench.rounds - 1 and arm == "zero2")
         if launched_rank() == 0:
             report(bench.figures(), arguments.json)
 
@@ -82,7 +83,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--view-size", type=int, default=0, help="of those; default 512 on a GPU, 128 on a CPU")
     parser.add_argument("--data", choices=("loader", "resident"), default="loader", help="resident: the same batches")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=0, help="default 3 on a GPU, 7 on a CPU")
     parser.add_argument("--steps", type=int, default=0, help="timed steps a turn; default 10 on a GPU, 6 on a CPU")
     parser.add_argument("--warm", type=int, default=0, help="steps before them; default 3 on a GPU, 2 on a CPU")
     parser.add_argument("--profile", action="store_true", help="name the operations that take longest")
@@ -113,6 +114,7 @@ class Bench:
     ) -> None:
         self.arguments, self.more, self.shards, self.scratch, self.gpu = arguments, more, shards, scratch, gpu
         self.arms = arms
+        self.rounds = arguments.rounds or (3 if gpu else 7)
         self.steps = arguments.steps or (10 if gpu else 6)
         self.warm = arguments.warm or (3 if gpu else 2)
         self.turns: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -222,7 +224,7 @@ class Bench:
     def figures(self) -> dict[str, Any]:
         """Medians over the turns; ratios within each round."""
         ceiling = max(turn["ceiling"] for turns in self.turns.values() for turn in turns)
-        made: dict[str, Any] = {**self.facts, "rounds": self.arguments.rounds, "steps": self.steps}
+        made: dict[str, Any] = {**self.facts, "rounds": self.rounds, "steps": self.steps}
         made["ceiling_tflops"] = round(ceiling / TERA, 4)
         for arm, turns in self.turns.items():
             middle = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
