@@ -3,8 +3,8 @@
 An accident has `step` (counted from 0), `rank`, `do`, and `micro` (default 0) or `where`: `validation`, `saving` (as the
 checkpoint of that many steps begins) or `writing` (when its folder has its name, just before COMPLETE). What it does: a
 signal's name (sent to itself; with `all` to every rank, itself last), `sleep` (seconds), `nan` (this rank's loss), `inf`
-(one of its gradients, while the loss is finite), `fill` (the run folder's disk, up to `leave` bytes), `free` (gives that
-space back and notes which checkpoints were complete meanwhile).
+(one of its gradients, while the loss is finite), `raise` (in the middle of its backward pass), `fill` (the run folder's
+disk, up to `leave` bytes), `free` (gives that space back and notes which checkpoints were complete meanwhile).
 """
 
 import contextlib
@@ -39,6 +39,10 @@ class Poisoned(torch.nn.Module):
     def forward(self, *given):  # type: ignore[no-untyped-def]
         loss, terms = self.loss(*given)
         return loss * float("nan"), {**terms, "loss": terms["loss"] * float("nan")}
+
+
+def _fail(gradient: torch.Tensor) -> None:
+    raise RuntimeError("a planned failure")
 
 
 class Accident(Trainer):
@@ -82,6 +86,8 @@ class Accident(Trainer):
         elif action == "inf":
             weight = self.model.classifier[-1].weight
             hooks.append(weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf"))))
+        elif action == "raise":
+            hooks.append(self.model.classifier[-1].weight.register_hook(_fail))
         elif action == "sleep":
             (self.folder / "asleep").touch()
             time.sleep(event["seconds"])

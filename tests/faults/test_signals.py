@@ -79,6 +79,13 @@ def test_stopped_twice_and_damaged_it_ends_as_if_nothing_had_happened(
     assert len(complete(run)) == 2
 
 
+def test_an_error_on_one_rank_ends_the_job_with_that_error(launch: Launch, shards: Path, tmp_path: Path) -> None:
+    """In the middle of the first of two backward passes. A rank that cleaned up by a collective would wait for the others."""
+    done = launch(DRILL, plan({"step": 1, "micro": 0, "rank": 1, "do": "raise"}), *options(tmp_path / "run", shards))
+    assert done.status != 0 and "RuntimeError: a planned failure" in done.output
+    assert "hangs in" not in done.output
+
+
 def test_a_killed_launcher_takes_its_ranks_along_a_hung_rank_is_named_and_then_it_ends_as_if_nothing_had_happened(
     launch: Launch, whole: Path, shards: Path, tmp_path: Path
 ) -> None:
