@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import LossConfig
 from roadwork.engine import Engine
+from roadwork.training.gradients import HeldGradients
 from roadwork.training.masters import Masters
 from roadwork.training.optimizers import Sophia
 
@@ -51,7 +52,9 @@ def _drawn(logits: Tensor) -> Tensor:
     return F.cross_entropy(flat, drawn, reduction="none").view(logits.shape[:-1])
 
 
-def update_curvature(engine: Engine, masters: Masters, loss: Tensor, photos: int) -> bool:
+def update_curvature(
+    engine: Engine, masters: Masters, loss: Tensor, photos: int, held: HeldGradients | None = None
+) -> bool:
     """Backward of a sampled loss into Sophia's curvature only. Collective.
 
     To be called between optimizer steps: ZeRO's accumulators are then empty, and are empty again afterwards. A gradient
@@ -60,6 +63,7 @@ def update_curvature(engine: Engine, masters: Masters, loss: Tensor, photos: int
     Args:
         loss: mean over this rank's photos.
         photos: photos over all ranks.
+        held: where ZeRO's gradients are summed, if not by ZeRO itself.
 
     Returns:
         whether the curvature was updated.
@@ -67,7 +71,14 @@ def update_curvature(engine: Engine, masters: Masters, loss: Tensor, photos: int
     optimizer = masters.optimizer
     if not isinstance(optimizer, Sophia):
         raise ValueError(f"curvature is for sophia; the optimizer is {type(optimizer).__name__}")
-    gradients = _zero_gradients(engine, masters, loss) if engine.sharded else _plain_gradients(engine, masters, loss)
+    if held is not None:
+        held.add(loss)
+        gradients = [partition.float().div(engine.world_size) for partition in held.reduced()]
+        held.clear()
+    else:
+        gradients = (
+            _zero_gradients(engine, masters, loss) if engine.sharded else _plain_gradients(engine, masters, loss)
+        )
     finite = torch.stack([torch.isfinite(g).all() for g in gradients]).all().to(torch.float32)
     engine.all_reduce(finite, dist.ReduceOp.MIN)
     if not finite:

@@ -79,9 +79,9 @@ def held_bytes(
     """Bytes that one process holds through training, by purpose; activations and loader aside.
 
     ZeRO-2 keeps bf16 (or fp32) weights whole and fp32 gradients, masters, optimizer state and average in shards; gradients
-    that wait for the last micro-batch, and stage 1's, are whole besides. Its bucket is allocated in full on a GPU; on a
-    CPU the pages that no gradient reaches are never there. Without ZeRO all is whole and fp32, and data parallelism copies
-    gradients into buckets of its own.
+    that wait for the last micro-batch, and stage 1's, are whole besides. A bucket, where gradients do not wait, is
+    allocated in full on a GPU; on a CPU the pages that no gradient reaches are never there. Without ZeRO all is whole and
+    fp32, and data parallelism copies gradients into buckets of its own.
 
     Args:
         settings: of `roadwork.engine.zero_settings`.
@@ -101,19 +101,26 @@ def held_bytes(
             "average": average,
         }
     zero, width = settings["zero_optimization"], 2 if settings.get("bf16", {}).get("enabled") else 4
-    whole = zero["stage"] == 1 or (config.engine.hold_gradients and accumulation(config, processes) > 1)
-    elements = int(zero.get("reduce_bucket_size", _DEEPSPEEDS_BUCKET))
-    filled = min(elements, trained)
-    buckets = (2 if zero.get("overlap_comm") else 1) * (4 if whole else width) * (filled if on_cpu else elements)
-    sent = 4.0 * filled if width == 2 and not whole else 0.0  # the bucket in fp32, as it is summed over processes
+    holds = config.engine.hold_gradients and zero["stage"] == 2 and "offload_optimizer" not in zero
+    buckets = 0.0 if holds else _bucket_bytes(zero, width, trained, on_cpu)
+    part = 0.0 if holds and on_cpu else 4.0 * trained / processes  # gloo sums where the whole lies
     return {
         "weights": float(width * (trained + frozen)) + constants,
-        "gradients": 4.0 * trained / processes + (4.0 * trained if whole else 0.0),
-        "buckets": buckets + sent,
+        "gradients": part + (4.0 * trained if holds or zero["stage"] == 1 else 0.0),
+        "buckets": buckets,
         "masters": 4.0 * trained / processes,
         "optimizer": state / processes,
         "average": average / processes,
     }
+
+
+def _bucket_bytes(zero: dict[str, Any], width: int, trained: int, on_cpu: bool) -> float:
+    """What DeepSpeed collects gradients in before it reduces them."""
+    whole, elements = zero["stage"] == 1, int(zero.get("reduce_bucket_size", _DEEPSPEEDS_BUCKET))
+    filled = min(elements, trained)
+    buckets = (2 if zero.get("overlap_comm") else 1) * (4 if whole else width) * (filled if on_cpu else elements)
+    sent = 4.0 * filled if width == 2 and not whole else 0.0  # the bucket in fp32, as it is summed over processes
+    return buckets + sent
 
 
 def _engine(settings: dict[str, Any] | None) -> str:

@@ -1,15 +1,19 @@
 """The backward passes of one optimizer step: gradients are summed in fp32 on each process and reduced once.
 
-DeepSpeed's ZeRO-2 reduces the gradients of every micro-batch, so that no process has to hold more than its own part of
-their sum. Held until the last micro-batch instead, as ZeRO-1 does, they take 4 bytes per trained parameter on every process,
-and travel once per optimizer step whatever the accumulation.
+DeepSpeed's ZeRO-2 reduces the gradients of every micro-batch with an all-reduce, so that no process has to hold more than
+its own part of their sum. Held until the last micro-batch instead, as ZeRO-1 does (Rajbhandari et al. 2020,
+arXiv 1910.02054, section 5), they take 4 bytes per trained parameter on every process, and travel once per optimizer step
+whatever the accumulation, by a reduce-scatter where the backend has one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from roadwork.engine import Engine
@@ -21,19 +25,14 @@ class Gradients:
     Args:
         engine: the running engine, whose model and optimizer are prepared.
         micro_steps: micro-batches of an optimizer step.
-        hold: reduce once per optimizer step, where the engine would do so at each micro-batch.
+        hold: reduce once per optimizer step, where ZeRO would do so at each micro-batch.
     """
 
     def __init__(self, engine: Engine, micro_steps: int, hold: bool) -> None:
         self.engine, self._parts = engine, engine.world_size * micro_steps
-        self._ds: Any = engine.accelerator.deepspeed_engine_wrapped.engine if engine.sharded else None
-        zero: Any = self._ds.optimizer if self._ds else None
-        self.held = bool(hold and micro_steps > 1 and zero and zero.partition_gradients and not zero.cpu_offload)
-        """Whether gradients wait for the last micro-batch."""
-        if self.held and zero.dtype != torch.float32:
-            zero.use_grad_accum_attribute = True  # sum in `grad_accum`, in fp32: `grad` has the parameter's dtype
-            for parameter in (p for group in zero.bit16_groups for p in group):  # at once, not after the backward pass
-                parameter.register_post_accumulate_grad_hook(zero._fill_param_grad_accum_attribute)
+        ds: Any = engine.accelerator.deepspeed_engine_wrapped.engine if engine.sharded else None
+        holds = hold and ds is not None and ds.optimizer.partition_gradients and not ds.optimizer.cpu_offload
+        self.held = HeldGradients(ds, engine.rank, engine.world_size) if holds else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """One micro-batch's backward pass; after the last one the reduction and, with ZeRO, the step. Collective.
@@ -42,17 +41,87 @@ class Gradients:
             loss: [], a share of the whole step's, which is their sum over processes and micro-batches.
             last: of the optimizer step.
         """
-        loss = loss * self._parts  # the engine takes a mean
-        if not self.held:
-            self.engine.accelerator.backward(loss)
+        if self.held is None:
+            self.engine.accelerator.backward(loss * self._parts)  # the engine takes a mean
             return
-        # As DeepSpeed's `coalesce_grad_reduction` does, which is of no use here: left by an error on one rank, it begins a
-        # reduction that the other ranks do not take part in, and the rank hangs instead of ending with its error.
-        ds, zero = self._ds, self._ds.optimizer
-        ds.set_gradient_accumulation_boundary(last)
-        ds.inside_no_sync_ctxt = zero._coalesce_grad_reduction = True
-        ds.backward(loss)
-        ds.inside_no_sync_ctxt = zero._coalesce_grad_reduction = False
+        self.held.add(loss)
         if last:
-            ds._flush_coalesced_reduction_zero12(zero)
-            ds.step()
+            self.held.step()
+
+
+class HeldGradients:
+    """Sums of this process's gradients, which ZeRO's own hooks do not see.
+
+    One buffer holds all: for each rank its partition of every parameter group, one behind the other. What a rank is to get
+    is then one piece of it, and a single collective reduces everything. Between two optimizer steps it is zero.
+
+    Args:
+        ds: DeepSpeed's engine with a stage 2 optimizer.
+        rank, world_size: of this process and of the run.
+    """
+
+    def __init__(self, ds: Any, rank: int, world_size: int) -> None:
+        self.ds, self.rank, self.world_size = ds, rank, world_size
+        zero = ds.optimizer
+        self._sizes = [weights.numel() // world_size for weights in zero.bit16_groups_flat]
+        self._starts = [sum(self._sizes[:group]) for group in range(len(self._sizes))]
+        device, dtype = zero.bit16_groups_flat[0].device, zero.gradient_accumulation_dtype
+        self.buffer = torch.zeros(world_size * sum(self._sizes), dtype=dtype, device=device)
+        for hook in zero._grad_acc_hooks:
+            hook.remove()
+        for group, parameters in enumerate(zero.bit16_groups):
+            for parameter in parameters:
+                pieces = [(self.buffer[at : at + hi - lo], lo, hi) for at, lo, hi in self._places(group, parameter)]
+                whole = pieces[0][0].view_as(parameter) if len(pieces) == 1 else None
+                parameter.register_post_accumulate_grad_hook(partial(_move, whole, pieces))
+
+    def _places(self, group: int, parameter: Tensor) -> Iterator[tuple[int, int, int]]:
+        """(place in the buffer, first, end) of each stretch of the flattened parameter that one rank owns."""
+        size, weights = self._sizes[group], self.ds.optimizer.bit16_groups_flat[group]
+        first = (parameter.data_ptr() - weights.data_ptr()) // parameter.element_size()
+        end = first + parameter.numel()
+        for owner in range(first // size, -(-end // size)):
+            low, high = max(first, owner * size), min(end, (owner + 1) * size)
+            yield owner * sum(self._sizes) + self._starts[group] + low - owner * size, low - first, high - first
+
+    def add(self, loss: Tensor) -> None:
+        """Backward pass of a loss whose gradient is added to the sums."""
+        self.ds.inside_no_sync_ctxt = True
+        self.ds.backward(loss, scale_wrt_gas=False)
+        self.ds.inside_no_sync_ctxt = False
+
+    def reduced(self) -> list[Tensor]:
+        """This rank's partition of each parameter group's sum over all processes; valid until `clear`. Collective."""
+        mine = self.buffer.view(self.world_size, -1)[self.rank]
+        if self.world_size > 1 and dist.get_backend() == "nccl":
+            mine = torch.empty_like(mine)
+            dist.reduce_scatter_tensor(mine, self.buffer)
+        elif self.world_size > 1:
+            dist.all_reduce(self.buffer)
+        return list(mine.split(self._sizes))
+
+    def step(self) -> None:
+        """Give the sums to ZeRO and let it step: overflow check, clipping by the global norm, optimizer, new weights."""
+        from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
+
+        for group, partition in enumerate(self.reduced()):
+            self.ds.optimizer.averaged_gradients[group] = GradPartitionBufferGroup([partition], partition)
+        self.ds.set_gradient_accumulation_boundary(True)
+        self.ds.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to zero, for the next step."""
+        self.buffer.zero_()
+
+
+def _move(whole: Tensor | None, pieces: list[tuple[Tensor, int, int]], parameter: Tensor) -> None:
+    """Add a gradient that is complete to its place, or to its places on several ranks, and free it."""
+    assert parameter.grad is not None
+    if whole is not None:
+        whole.add_(parameter.grad)
+    else:
+        flat = parameter.grad.reshape(-1)
+        for place, first, end in pieces:
+            place.add_(flat[first:end])
+    parameter.grad = None

@@ -57,7 +57,10 @@ def spring(trap: str, trainer: Trainer) -> None:
     if trap == "only the last micro-batch":  # together with bf16_sums: every micro-batch claims to be the last
         boundary = ds.set_gradient_accumulation_boundary
         ds.set_gradient_accumulation_boundary = lambda is_boundary: boundary(True)
-        trainer.gradients.held = False
+    elif trap == "a sum that is cleared":
+        held = trainer.gradients.held
+        add = held.add
+        held.add = lambda loss: (held.clear(), add(loss))
     elif trap == "divided twice":
         backward = trainer.gradients.backward
         trainer.gradients.backward = lambda loss, last: backward(loss / trainer.micro_steps, last)

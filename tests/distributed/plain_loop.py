@@ -1,8 +1,8 @@
 """The reference: one process, fp32 masters, no engine.
 
-A sum in floating point depends on its order, so the ranks' gradients are added in the engine's: laid out as its bucket holds
-them, and added along gloo's ring. There they lie one behind the other as the backward pass finishes them or, where each rank
-has summed several micro-batches before, as the optimizer's groups have them.
+A sum in floating point depends on its order, so the ranks' gradients are added in the engine's: laid out as its buffer holds
+them, and added along gloo's ring. Held gradients lie there by the rank that owns them, and within it by group; those of each
+micro-batch lie in ZeRO's bucket one behind the other as the backward pass finishes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,15 +129,38 @@ class Run:
     def _reductions(self, gradients: Sequence[Sequence[Tensors]]) -> list[Tensors]:
         """What all ranks together have at each of the engine's reductions, from micro-steps of a gradient per rank."""
         if self.config.engine.hold_gradients:
-            return [self._over_ranks([self._summed(mine) for mine in zip(*gradients, strict=True)])]
+            return [self._over_owners([self._summed(mine) for mine in zip(*gradients, strict=True)])]
         return [self._over_ranks(parts) for parts in gradients]
 
     def _summed(self, micro_steps: Sequence[Tensors]) -> Tensors:
-        """One rank's gradients of a whole optimizer step, as they lie in the engine's bucket."""
-        if len(micro_steps) == 1:
-            return micro_steps[0]
-        names = [name for _, group in self.groups for name in group if any(name in part for part in micro_steps)]
-        return {name: reduce(torch.add, [part[name] for part in micro_steps if name in part]) for name in names}
+        """One rank's gradients of a whole optimizer step."""
+        total = {name: torch.zeros_like(t) for name, t in self.masters.items()}
+        for part in micro_steps:
+            for name, gradient in part.items():
+                total[name] += gradient
+        return total
+
+    def _over_owners(self, parts: Sequence[Tensors]) -> Tensors:
+        """The sum of all ranks' gradients, added as they lie in the engine's buffer: for each rank what it owns."""
+        laid_out = [[self.owned([part[name] for name in names]) for _, names in self.groups] for part in parts]
+        buffers = [torch.cat([group[rank] for rank in range(self.world) for group in groups]) for groups in laid_out]
+        whole = self.ring.sum(buffers).view(self.world, -1)
+        found: Tensors = {}
+        for (_, names), stretch in zip(self.groups, whole.split([len(g[0]) for g in laid_out[0]], dim=1), strict=True):
+            found |= self.whole(names, stretch.reshape(-1))
+        return found
+
+    def owned(self, tensors: list[Tensor]) -> list[Tensor]:
+        """A parameter group flat, padded and cut into a part per rank, as ZeRO holds it."""
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % (2 * self.world)))
+        return [part.clone() for part in padded.chunk(self.world)]
+
+    def whole(self, names: Sequence[str], flat: Tensor) -> Tensors:
+        """The tensors of a padded flat group."""
+        sizes = [self.masters[name].numel() for name in names]
+        pieces = flat[: sum(sizes)].split(sizes)
+        return {name: piece.view_as(self.masters[name]) for name, piece in zip(names, pieces, strict=True)}
 
     def _over_ranks(self, parts: Sequence[Tensors]) -> Tensors:
         """The sum of all ranks' gradients, added as the engine adds its bucket."""
@@ -212,28 +235,22 @@ class _Adam:
     def __init__(self, run: Run) -> None:
         self.run = run
         o = run.config.optimizer
-        self.parts = [self._cut([run.masters[name] for name in names]) for _, names in run.groups]
+        self.parts = [run.owned([run.masters[name] for name in names]) for _, names in run.groups]
         given = [
             {"params": parts, "weight_decay": group["weight_decay"], "lr": 0.0}
             for parts, (group, _) in zip(self.parts, run.groups, strict=True)
         ]
         self.optimizer = torch.optim.AdamW(given, betas=o.betas, eps=o.eps, fused=True)
 
-    def _cut(self, tensors: list[Tensor]) -> list[Tensor]:
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % (2 * self.run.world)))
-        return [part.clone() for part in padded.chunk(self.run.world)]
-
     def step(self, count: int, gradient: Tensors, rate: float) -> None:
         for group, parts, (given, names) in zip(self.optimizer.param_groups, self.parts, self.run.groups, strict=True):
             group["lr"] = rate * given.get("lr_scale", 1.0)
-            for part, grad in zip(parts, self._cut([gradient[name] for name in names]), strict=True):
+            for part, grad in zip(parts, self.run.owned([gradient[name] for name in names]), strict=True):
                 part.grad = grad
         self.optimizer.step()
         for parts, (_, names) in zip(self.parts, self.run.groups, strict=True):
-            sizes = [self.run.masters[name].numel() for name in names]
-            for name, whole in zip(names, torch.cat(parts)[: sum(sizes)].split(sizes), strict=True):
-                self.run.masters[name].copy_(whole.view_as(self.run.masters[name]))
+            for name, whole in self.run.whole(names, torch.cat(parts)).items():
+                self.run.masters[name].copy_(whole)
 
 
 class _Sgd:
