@@ -6,8 +6,8 @@ The settings take turns in every round. A ratio is a setting's seconds per optim
 the same round; the shipped one runs twice a round, and `noise` is the furthest that its second turn came from its first.
 `shipped_within_noise` says whether the fastest setting's median ratio lies within that of 1.
 
-Gradients that are held until the last micro-batch are reduced behind the backward pass, so `overlap_comm` has something to
-hide behind with `--engine.hold_gradients false` or without accumulation only.
+All of these reduce the gradients of each micro-batch (`engine.hold_gradients false`); `held` is the ratio of what the
+project does otherwise, one collective per optimizer step from a buffer of its own, to the shipped file's buckets.
 
 On one process nothing is sent: the ratios then say what buckets cost without a wire. Options of the configuration
 (`--a.b=VALUE`, such as `--model.backbone`) choose a model of another size.
@@ -37,7 +37,8 @@ from roadwork.errors import UserError
 
 BUCKETS = {False: (200_000, 1_000_000), True: (20_000_000, 500_000_000)}
 """Elements of the buckets beside the shipped ones, without and with a GPU: parts of the demo's model, or of a large one."""
-AGAIN = "shipped_again"
+AGAIN, HELD = "shipped_again", "held"
+EACH = "--engine.hold_gradients=false"
 
 
 @exit_on_user_error
@@ -87,8 +88,8 @@ def run_rank(arguments: argparse.Namespace, more: list[str], scratch: Path, gpu:
     place = scratch / f"rank-{launched_rank()}"
     place.mkdir()
     first, grid = settings(shipped, arguments.buckets or BUCKETS[gpu])
-    arms = {name: [f"--engine.ds_config={written(place, name, found)}"] for name, found in grid.items()}
-    arms[AGAIN] = arms[first]
+    arms = {name: [f"--engine.ds_config={written(place, name, found)}", EACH] for name, found in grid.items()}
+    arms |= {AGAIN: arms[first], HELD: [f"--engine.ds_config={shipped}"]}
     words = ["--data=resident", f"--rounds={arguments.rounds}", f"--steps={arguments.steps}"]
     bench = Bench(step_options().parse_args(words), more, arguments.shards, place, gpu, arms)
     order = list(arms)
@@ -134,13 +135,15 @@ def compared(seconds: dict[str, list[float]], shipped: str) -> dict[str, Any]:
     """Ratios to the shipped setting within each round, and whether a setting beats it by more than noise.
 
     Args:
-        seconds: per optimizer step, by setting, one for each round; AGAIN is the shipped setting's second turn.
+        seconds: per optimizer step, by setting, one for each round; AGAIN is the shipped setting's second turn, HELD the one
+            without buckets.
         shipped: name of the shipped setting.
     """
     ratios = {
         arm: [one / base for one, base in zip(turns, seconds[shipped], strict=True)] for arm, turns in seconds.items()
     }
     noise = max(abs(ratio - 1) for ratio in ratios.pop(AGAIN))
+    held = statistics.median(ratios.pop(HELD))
     middle = {arm: round(statistics.median(found), 4) for arm, found in ratios.items()}
     fastest = min(middle, key=lambda arm: middle[arm])
     return {
@@ -150,6 +153,7 @@ def compared(seconds: dict[str, list[float]], shipped: str) -> dict[str, Any]:
         "ratio_low": {arm: round(min(found), 4) for arm, found in ratios.items()},
         "ratio_high": {arm: round(max(found), 4) for arm, found in ratios.items()},
         "noise": round(noise, 4),
+        "held": round(held, 4),
         "fastest": fastest,
         "shipped_within_noise": middle[fastest] >= 1 - noise,
     }

@@ -128,19 +128,22 @@ def cache_hits(reads: list[int], capacity: int) -> float:
 # --- engine -----------------------------------------------------------------------------------------------------------
 
 
-def payload(parameters: int, reductions: int = 1) -> dict[str, int]:
-    """Bytes that a rank gives to each collective in one optimizer step, ZeRO-2 in bf16 with fp32 communication.
+def payload(parameters: int) -> dict[str, int]:
+    """Bytes that a rank gives to each collective in one optimizer step: fp32 gradients and bf16 weights, once each.
 
-    Every gradient bucket is summed with an all-reduce, and the bf16 weights are gathered once. `reductions` is the number
-    of micro-batches where gradients are not held (`engine.hold_gradients`).
+    Over gloo, which has no reduce-scatter, an all-reduce carries the gradients instead.
     """
-    return {"all_reduce": 4 * parameters * reductions, "all_gather": 2 * parameters}
+    return {"reduce_scatter": 4 * parameters, "all_gather": 2 * parameters}
+
+
+def payload_each(parameters: int, micro_steps: int) -> dict[str, int]:
+    """The same where DeepSpeed reduces every micro-batch (`engine.hold_gradients false`): an all-reduce of all buckets."""
+    return {"all_reduce": 4 * parameters * micro_steps, "all_gather": 2 * parameters}
 
 
 def on_the_wire(given: dict[str, int], gpus: int) -> float:
-    """Bytes that one rank sends in a ring: 2 (N-1)/N of an all-reduce, (N-1)/N of a gather (Patarasuk and Yuan 2009)."""
-    share = (gpus - 1) / gpus
-    return 2 * share * given["all_reduce"] + share * given["all_gather"]
+    """Bytes that one rank sends in a ring: 2 (N-1)/N of an all-reduce, (N-1)/N of its two halves (Patarasuk and Yuan 2009)."""
+    return (gpus - 1) / gpus * sum(size * (2 if name == "all_reduce" else 1) for name, size in given.items())
 
 
 def held(parameters: int, gpus: int) -> dict[str, float]:
@@ -148,7 +151,6 @@ def held(parameters: int, gpus: int) -> dict[str, float]:
     return {
         "weights_bf16": 2 * parameters,
         "gradients": 4 * parameters + 4 * parameters / gpus,
-        "bucket": 4 * bucket_elements(),
         "masters": 4 * parameters / gpus,
         "moments": 8 * parameters / gpus,
         "average": 4 * parameters / gpus,
@@ -164,10 +166,11 @@ def step_of(gpus: int, step: dict[str, Any]) -> dict[str, float]:
     compute = views / step["views_per_s"]
     sent = on_the_wire(payload(step["parameters"]), gpus)
     wire = ASSUMED["wire within a node, GB/s per GPU" if gpus <= NODE else "wire between nodes, GB/s per GPU"] * 1e9
-    buckets = math.ceil(step["parameters"] / bucket_elements())
-    hops = 2 * (gpus - 1) * buckets * ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
+    hop = (gpus - 1) * ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
+    hops = 2 * hop  # a reduce-scatter and a gather
     wait = sent / wire + hops
-    each = on_the_wire(payload(step["parameters"], step["micro_steps"]), gpus) / wire + hops * step["micro_steps"]
+    buckets = math.ceil(step["parameters"] / bucket_elements()) * step["micro_steps"]
+    each = on_the_wire(payload_each(step["parameters"], step["micro_steps"]), gpus) / wire + (2 * buckets + 1) * hop
     return {
         "gpus": gpus, "sent_gb": sent / 1e9, "compute_s": compute, "wire_s": sent / wire, "latency_s": hops,
         "efficiency": compute / (compute + wait), "efficiency_each": compute / (compute + each),
@@ -292,7 +295,7 @@ def agreement(found: dict[str, Any]) -> dict[str, float]:
     gathered = sent.get("all_gather_into_tensor", 0) + sent.get("all_gather", 0)
     return {
         "processes": n,
-        "all_reduce": sent.get("all_reduce", 0) / given["all_reduce"],
+        "all_reduce": sent.get("all_reduce", 0) / given["reduce_scatter"],
         "all_gather": gathered / given["all_gather"],
         **{name: found["held_most"][name] / formula[name] for name in found["held_most"]},
         "checkpoint": found["checkpoint_bytes"] / (16 * parameters),

@@ -155,10 +155,10 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
     yield "## A step from 1 to 1,024 GPUs\n"
     yield f"Computing: {step['origin']}; {step['views_per_s']:g} views/s, {step['memory_gib']:g} GiB.\n"
     yield (
-        "Sending: gradients are summed in fp32 with an all-reduce and bf16 weights are gathered, both once a step whatever "
-        "the accumulation (`engine.hold_gradients`; the last column is without it, where they are summed in every micro-step), "
-        f"in buckets of {number(found['bucket_elements'])} elements (`ds_configs/zero2_bf16.json`). Nothing is "
-        "overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
+        "Sending: fp32 gradients in one reduce-scatter and bf16 weights in one gather, both once a step whatever the "
+        "accumulation. The last column is without `engine.hold_gradients`: DeepSpeed then sums gradients with an all-reduce "
+        f"in EVERY micro-step, in buckets of {number(found['bucket_elements'])} elements (`ds_configs/zero2_bf16.json`). "
+        "Nothing is overlapped here, so this is the pessimistic side; each GPU keeps its 96 views per step.\n"
     )
     yield from table(
         ["GPUs", "sent per GPU and step, GB", "computing, s", "wire, s", "latency, s", "share of time computing", "views/s",
@@ -174,13 +174,13 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
         "`training.micro_batch` (with `model.activation_checkpointing`); either lowers its share."
     )
     yield (
-        f"2. The latency of long rings: {number(worst['latency_s'])} s of the same step. Then: larger "
-        "`reduce_bucket_size` in `ds_configs/`; trees of the communication library shorten it, too.\n"
+        f"2. The latency of long rings: {number(worst['latency_s'])} s of the same step. Trees of the communication library "
+        "shorten it.\n"
     )
     yield "## Memory and checkpoints of each backbone\n"
     yield (
         "GiB per process without activations and heads: bf16 weights and fp32 gradients whole, and in fp32 over the "
-        "processes reduced gradients, masters, moments and average; the bucket of the gradients. "
+        "processes reduced gradients, masters, moments and average. "
         "A checkpoint holds 16 bytes per parameter, on rank 0's memory until it is written.\n"
     )
     yield from table(
@@ -201,7 +201,9 @@ def agreement(found: dict[str, Any]) -> Iterator[str]:
     yield "## Against real processes\n"
     yield (
         f"`python -m benchmarks.scaling --measure` trains one step of a network of {real[0]['parameters']:,} parameters on "
-        "1, 2 and 4 processes over gloo and counts what each rank gives to collectives and holds. Counted over formula, the "
+        "1, 2 and 4 processes over gloo and counts what each rank gives to collectives and holds; "
+        "gloo's all-reduce carries the gradients. "
+        "Counted over formula, the "
         "largest of the ranks; partitions are padded, a step also reduces its few logged numbers, files have headers,"
         " and one process gathers nothing.\n"
     )

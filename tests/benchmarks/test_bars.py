@@ -1,7 +1,7 @@
 """The newest dated results reach the bars that the project set itself; a renewed result that falls short is noticed.
 
-Nothing is measured here. Two bars are not reached yet (benchmarks/README.md says so) and expected to fail: a result that
-reaches one of them is noticed as well.
+Nothing is measured here. One bar is not reached yet (benchmarks/README.md says so) and expected to fail: a result that
+reaches it is noticed as well.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ BARS = [
     ("loader", "over_webdataset", 1), ("loader", "over_torch_dataset", 1), ("loader", "over_webdataset_pil", 1),
     ("loader", "over_litdata", 1), ("loader", "over_streaming", 1), ("order", "positions_per_s", 1e6),
     ("folds", "speedup", 8), ("tta", "speedup", 5), ("fairness", "gap", GAP_LIMIT),
+    ("photographs", "low", -0.03), ("train_step", "zero2_over_plain", 0.98),
 ]  # fmt: skip
 """(benchmark, figure, least value)."""
-OPEN = [("photographs", "low", -0.03), ("build", "ratio", 0.7)]
+OPEN = [("build", "ratio", 0.7)]
 """The same, of bars that are not reached yet."""
 
 

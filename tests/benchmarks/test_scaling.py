@@ -32,6 +32,7 @@ def test_bytes_on_the_wire_are_those_of_a_ring():
     assert scaling.on_the_wire(given, 1) == 0
     assert scaling.on_the_wire(given, 2) == 800 + 50
     assert scaling.on_the_wire(given, 1024) == pytest.approx(2 * 800 + 100, rel=0.001)
+    assert scaling.on_the_wire({"reduce_scatter": 800, "all_gather": 100}, 2) == 400 + 50
 
 
 def test_the_cache_drops_the_least_recently_used():
@@ -48,8 +49,7 @@ def test_a_data_set_within_the_cache_is_fetched_once_and_a_large_one_never_hits(
 
 def test_memory_falls_with_processes_down_to_what_each_holds_whole():
     one, many = (sum(scaling.held(1000, gpus).values()) for gpus in (1, 10**6))
-    bucket = 4 * scaling.bucket_elements()
-    assert one - bucket == 26 * 1000 and many - bucket == pytest.approx(6 * 1000, rel=0.001)
+    assert one == 26 * 1000 and many == pytest.approx(6 * 1000, rel=0.001)
 
 
 def test_efficiency_only_falls():
@@ -70,7 +70,14 @@ def test_buckets_are_those_of_the_engine_on_gpus():
         "views_per_s": 1,
     }
     hop = scaling.ASSUMED["latency of one hop of a ring, microseconds"] * 1e-6
-    assert scaling.step_of(2, step)["latency_s"] == pytest.approx(2 * 3 * hop), "three buckets, two hops each"
+    found = scaling.step_of(2, step)
+    assert found["latency_s"] == pytest.approx(2 * hop), "a reduce-scatter and a gather, one hop each"
+    wire = scaling.on_the_wire(scaling.payload_each(step["parameters"], 1), 2) / (
+        scaling.ASSUMED["wire within a node, GB/s per GPU"] * 1e9
+    )
+    assert 1 / found["efficiency_each"] - 1 == pytest.approx(wire + 7 * hop), (
+        "three buckets, two hops each, and the gather"
+    )
 
 
 def test_every_backbone_of_the_configurations_is_on_the_page():
