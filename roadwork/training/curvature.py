@@ -62,7 +62,7 @@ def update_curvature(
 
     Args:
         loss: mean over this rank's photos.
-        photos: photos over all ranks.
+        photos: of this rank, and of every other.
         held: where ZeRO's gradients are summed, if not by ZeRO itself.
 
     Returns:
@@ -84,7 +84,7 @@ def update_curvature(
     if not finite:
         return False
     for flat, gradient in zip(masters.flats(), gradients, strict=True):
-        optimizer.update_curvature(flat, gradient, photos)
+        optimizer.update_curvature(flat, gradient, photos * engine.world_size)
     return True
 
 

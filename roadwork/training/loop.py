@@ -297,8 +297,7 @@ class Trainer:
     def _curvature(self, views: Tensor, batch: Batch) -> None:
         outputs = self.wrapped(views, batch.view_mask, batch.metadata, batch.boxes)
         loss = sampled_loss(outputs, self.config.loss, batch.weight)
-        photos = len(batch.weight) * self.engine.world_size
-        update_curvature(self.engine, self.masters, loss, photos, self.gradients.held)
+        update_curvature(self.engine, self.masters, loss, len(batch.weight), self.gradients.held)
 
     def _skipped(self) -> bool:
         return self.masters.skipped if self.engine.sharded else self.plain_skipped
