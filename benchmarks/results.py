@@ -17,12 +17,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def commit() -> str:
-    """The commit of this checkout; `+changes` where files differ from it, `unknown` outside a checkout."""
+    """The commit of this checkout; `+changes` where files other than results differ from it, `unknown` outside a checkout."""
     try:
-        words = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return _git("rev-parse", "--short=12", "HEAD") + ("+changes" if _git(*DIFFERING) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+DIFFERING = ("diff", "HEAD", "--name-only", "--", ":/", ":(exclude,top)benchmarks/results")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
