@@ -374,7 +374,7 @@ def test_memory_stays_flat(folder: Path) -> None:
     for _ in range(1500):
         next(batches)
     grown = [memory(pid, "RssAnon") - b for pid, b in zip(pids, before, strict=True)]
-    # 8 KiB a batch at most: less than one view of it; what malloc keeps on a busy machine is a few MiB in all.
+    # A leak of 8 KiB a batch is seen; what malloc keeps on a busy machine is a few MiB in all.
     assert max(grown) < 12 * 1024, f"KiB grown by worker 0, worker 1, trainer: {grown}"
     assert all(memory(pid, "VmRSS") < 300 * 1024 for pid in pids[:2])
     loader.close()
