@@ -2,8 +2,8 @@
 
 DIR holds clones of the public repositories in `SOURCES` (`git clone https://github.com/OWNER/NAME` there). A photo is
 positive where the repository's own annotation marks a traffic cone, or where the repository is of work zones only. Left out
-are shots before a white background, which are no street photos, and what `LEFT_OUT` names, by looking at every photo. The
-photos are their owners'.
+are files that do not decode, shots before a white background, which are no street photos, and what `LEFT_OUT` names, by
+looking at every photo. The photos are their owners'.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Source(NamedTuple):
     Attributes:
         name: OWNER/NAME.
         images: folders of photos.
-        annotations: what replaces `images` in a path to give that of the annotation (text, a line per box); empty: none.
+        annotations: what in a photo's path gives way to what in its annotation's (text, a line per box); None: there is none.
         positive: classes that make a photo positive; None: every photo is.
         refused: classes whose photos are left out: a barricade may be roadwork or not.
-        every: takes each so-manieth photo of the sorted ones.
+        every: one photo is taken of so many, in the order of their paths.
     """
 
     name: str
@@ -72,7 +72,7 @@ def photos(source: Source, clone: Path) -> Iterator[tuple[Path, int]]:
         classes = annotated(source, path)
         if classes is None or classes & source.refused or path.relative_to(clone).as_posix() in LEFT_OUT:
             continue
-        if not before_white(path):
+        if is_street(path):
             yield path, int(source.positive is None or bool(classes & source.positive))
 
 
@@ -85,16 +85,16 @@ def annotated(source: Source, path: Path) -> set[str] | None:
     return {line.split()[0] for line in note.read_text().splitlines() if line.strip()} if note.is_file() else None
 
 
-def before_white(path: Path) -> bool:
-    """Whether the border is white; True as well for what is no picture."""
+def is_street(path: Path) -> bool:
+    """Whether a file is a photo and has no white border."""
     try:
         rgb, _ = decode_photo(path.read_bytes())
     except Rejected:
-        return True
+        return False
     height, width = (max(1, side // 20) for side in rgb.shape[:2])
     sides = (rgb[:height], rgb[-height:], rgb[:, :width], rgb[:, -width:])
     border = np.concatenate([side.reshape(-1, 3) for side in sides])
-    return bool((border.min(1) > WHITE).mean() > BORDER)
+    return bool((border.min(1) > WHITE).mean() <= BORDER)
 
 
 def main(argv: list[str] | None = None) -> int:

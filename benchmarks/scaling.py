@@ -150,7 +150,7 @@ def held(parameters: int, gpus: int) -> dict[str, float]:
     """Bytes on one rank, activations aside; fp32 gradients whole, as they are held between micro-batches, and their part."""
     return {
         "weights_bf16": 2 * parameters,
-        "gradients": 4 * parameters + 4 * parameters / gpus,
+        "gradients": 4 * parameters + (4 * parameters / gpus if gpus > 1 else 0),
         "masters": 4 * parameters / gpus,
         "moments": 8 * parameters / gpus,
         "average": 4 * parameters / gpus,

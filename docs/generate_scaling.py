@@ -205,7 +205,7 @@ def agreement(found: dict[str, Any]) -> Iterator[str]:
         "gloo's all-reduce carries the gradients. "
         "Counted over formula, the "
         "largest of the ranks; partitions are padded, a step also reduces its few logged numbers, files have headers,"
-        " and one process gathers nothing.\n"
+        " and one process sends nothing.\n"
     )
     columns = ["processes", "all_reduce", "all_gather", "weights_bf16", "masters", "moments", "average", "checkpoint"]
     yield from table(

@@ -67,9 +67,8 @@ def start_worker(source: Source, options: BuildOptions, counter: Any) -> None:
             os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
-    pa.set_memory_pool(
-        pa.system_memory_pool()
-    )  # arrow's own gives row groups back to the kernel, which clears them anew
+    # Arrow's own pool gives row groups back to the kernel, which clears them anew.
+    pa.set_memory_pool(pa.system_memory_pool())
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
     _worker.update(source=source, options=options, counter=counter)

@@ -72,13 +72,11 @@ def update_curvature(
     if not isinstance(optimizer, Sophia):
         raise ValueError(f"curvature is for sophia; the optimizer is {type(optimizer).__name__}")
     if held is not None:
-        held.add(loss)
-        gradients = [partition.float().div(engine.world_size) for partition in held.reduced()]
-        held.clear()
+        gradients = _held_gradients(engine, held, loss)
+    elif engine.sharded:
+        gradients = _zero_gradients(engine, masters, loss)
     else:
-        gradients = (
-            _zero_gradients(engine, masters, loss) if engine.sharded else _plain_gradients(engine, masters, loss)
-        )
+        gradients = _plain_gradients(engine, masters, loss)
     finite = torch.stack([torch.isfinite(g).all() for g in gradients]).all().to(torch.float32)
     engine.all_reduce(finite, dist.ReduceOp.MIN)
     if not finite:
@@ -131,6 +129,14 @@ def hessian_diagonal(parameters: list[Tensor], loss: Callable[[], Tensor]) -> li
         products = torch.autograd.grad(gradients, parameters, grad_outputs=along, allow_unused=True)
     pairs = zip(products, signs, strict=True)
     return [torch.zeros_like(z) if product is None else product.mul(z) for product, z in pairs]
+
+
+def _held_gradients(engine: Engine, held: HeldGradients, loss: Tensor) -> list[Tensor]:
+    """The averaged, unclipped partition of the gradient; the sums are empty before and after."""
+    held.add(loss)
+    found = [partition.float().div(engine.world_size) for partition in held.reduced()]
+    held.clear()
+    return found
 
 
 def _plain_gradients(engine: Engine, masters: Masters, loss: Tensor) -> list[Tensor]:

@@ -103,7 +103,8 @@ def held_bytes(
     zero, width = settings["zero_optimization"], 2 if settings.get("bf16", {}).get("enabled") else 4
     holds = config.engine.hold_gradients and zero["stage"] == 2 and "offload_optimizer" not in zero
     buckets = 0.0 if holds else _bucket_bytes(zero, width, trained, on_cpu)
-    part = 0.0 if holds and on_cpu else 4.0 * trained / processes  # gloo sums where the whole lies
+    # Summed where the whole lies over gloo, and where there is nobody to sum with.
+    part = 0.0 if holds and (on_cpu or processes == 1) else 4.0 * trained / processes
     return {
         "weights": float(width * (trained + frozen)) + constants,
         "gradients": part + (4.0 * trained if holds or zero["stage"] == 1 else 0.0),

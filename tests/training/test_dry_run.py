@@ -155,5 +155,6 @@ def test_gradients_that_wait_and_stage_ones_are_whole_and_a_gpu_allocates_the_bu
     held = held_bytes(holding, settings, 100, 0, 2, on_cpu=False)
     assert held["gradients"] == 4 * 100 / 2 + 4 * 100 and held["buckets"] == 0
     assert held_bytes(holding, settings, 100, 0, 2, on_cpu=True)["gradients"] == 4 * 100
+    assert held_bytes(holding, settings, 100, 0, 1, on_cpu=False)["gradients"] == 4 * 100
     settings["zero_optimization"]["stage"] = 1
     assert held_bytes(config, settings, 100, 0, 2, on_cpu=True)["gradients"] == 4 * 100 / 2 + 4 * 100
