@@ -1,12 +1,11 @@
 """Photos per second of `shards.build` beside the limit of bare decoding and encoding.
 
-`python -m benchmarks.build [--photos 1200] [--view-size 512] [--rounds 3] [--enlarge 3] [--json]`
+`python -m benchmarks.build [--photos 1200] [--view-size 512] [--rounds 5] [--enlarge 3] [--json]`
 
 Photos of the embedded benchmark, without masks, as the hub's are, and the same enlarged to a phone's 8 megapixels
 (`large_*`). `limit` is a bare loop in as many processes over bytes in memory: the photo decoded as the build decodes it,
 and its finished sheet of RGB views encoded at the same quality, before and after each build. The build's own rate counts
-from the first photos on, over enough of them that neither the start of its processes nor the wait for the last shard
-matters: both come once. Reading, cutting, resizing, hashing, rows and tars are the build's own. Photos and shards lie in
+while all of its processes have work, as the limit's does: their start and the wait for the last shard come once. Reading, cutting, resizing, hashing, rows and tars are the build's own. Photos and shards lie in
 memory (`/dev/shm`, where there is one), so that cores are compared and not disks. `drawn` is the drawing of the photos
 themselves, with their masks and parquet files. Medians over rounds; the last line is one JSON object.
 """
@@ -104,15 +103,18 @@ def limit(photos: list[bytes], options: BuildOptions, processes: int) -> float:
 
 
 def rate_of(options: BuildOptions) -> float:
-    """Photos per second of a build from the first progress of its processes on: their start counts once per build."""
-    marks = [(time.perf_counter(), 0)]
+    """Photos per second of a build while all of its processes have work: from the first progress until the last shards.
+
+    Starting the processes and waiting for the last shard come once per build, whatever its size.
+    """
+    marks: list[tuple[float, int]] = []
 
     def progress(what: str, done: int, kept: int, total: int) -> None:
-        if what == "encode" and done > marks[-1][1]:
+        if what == "encode" and 0 < done <= total - options.processes * options.samples_per_shard:
             marks.append((time.perf_counter(), done))
 
     build(options, progress)
-    first, last = marks[1 if len(marks) > 3 else 0], marks[-1]
+    first, last = marks[0], marks[-1]
     return (last[1] - first[1]) / (last[0] - first[0])
 
 
@@ -148,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=1200)
     parser.add_argument("--view-size", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--enlarge", type=int, default=3, help="sides of the large photos, times 1280x720")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     options = parser.parse_args(argv)
