@@ -5,9 +5,10 @@
 Photos of the embedded benchmark, without masks, as the hub's are, and the same enlarged to a phone's 8 megapixels
 (`large_*`). `limit` is a bare loop in as many processes over bytes in memory: the photo decoded as the build decodes it,
 and its finished sheet of RGB views encoded at the same quality, before and after each build. The build's own rate counts
-while all of its processes have work, as the limit's does: their start and the wait for the last shard come once. Reading, cutting, resizing, hashing, rows and tars are the build's own. Photos and shards lie in
-memory (`/dev/shm`, where there is one), so that cores are compared and not disks. `drawn` is the drawing of the photos
-themselves, with their masks and parquet files. Medians over rounds; the last line is one JSON object.
+while all of its processes have work, as the limit's does: their start and the wait for the last shard come once. Reading,
+cutting, resizing, hashing, rows and tars are the build's own. Photos and shards lie in memory (`/dev/shm`, where there is
+one), so that cores are compared and not disks. `drawn` is the drawing of the photos themselves, with their masks and
+parquet files. Medians over rounds; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from roadwork.data.views import compose_sheet, make_views, scaled_boxes, view_bo
 MEMORY = "/dev/shm"
 DISTINCT = 16
 """Photos that the bare loop repeats."""
+SHARDS_EACH = 12
+"""Shards that each process builds: all have work until fewer shards than processes are left."""
 
 
 def draw(folder: Path, photos: int, enlarge: int) -> tuple[list[bytes], float]:
@@ -103,10 +106,7 @@ def limit(photos: list[bytes], options: BuildOptions, processes: int) -> float:
 
 
 def rate_of(options: BuildOptions) -> float:
-    """Photos per second of a build while all of its processes have work: from the first progress until the last shards.
-
-    Starting the processes and waiting for the last shard come once per build, whatever its size.
-    """
+    """Photos per second of a build from its first progress until its processes begin to run out of shards."""
     marks: list[tuple[float, int]] = []
 
     def progress(what: str, done: int, kept: int, total: int) -> None:
@@ -130,7 +130,7 @@ def run(photos: int, view_size: int, rounds: int, enlarge: int = 1) -> dict[str,
                 f"{folder}/shards-{number}",
                 view_size=view_size,
                 processes=processes,
-                samples_per_shard=50,
+                samples_per_shard=max(photos // (SHARDS_EACH * processes), 1),
             )
             before = limit(first, options, processes)
             ours = rate_of(options)

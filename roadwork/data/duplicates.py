@@ -24,12 +24,17 @@ SIDE = 32
 """Side of the picture whose DCT imagehash takes; an area average to it spares imagehash a slower filter of its own."""
 
 
-def photo_hash(image: np.ndarray) -> str:
-    """64-bit perceptual hash (DCT, imagehash.phash) of uint8 [H, W, 3], or of its luma [H, W], as 16 hex digits."""
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Luma uint8 [32, 32] of uint8 [H, W, 3] or [H, W]: all that `photo_hash` looks at. Smaller pictures stay as they are."""
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if min(grey.shape) > SIDE:
         grey = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return str(imagehash.phash(Image.fromarray(grey)))
+    return np.asarray(grey, dtype=np.uint8)
+
+
+def photo_hash(image: np.ndarray) -> str:
+    """64-bit perceptual hash (DCT, imagehash.phash) of uint8 [H, W, 3], or of its luma [H, W], as 16 hex digits."""
+    return str(imagehash.phash(Image.fromarray(thumbnail(image))))
 
 
 def near_pairs(hashes: Sequence[str], max_bits: int = MAX_BITS) -> Iterator[tuple[int, int]]:

@@ -11,13 +11,13 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from roadwork.cpu_memory import keep_freed_memory
 from roadwork.data.decode import FULL_CHROMA_BELOW, encode_view_planes, encode_views
-from roadwork.data.duplicates import photo_hash
+from roadwork.data.duplicates import photo_hash, thumbnail
 from roadwork.data.images import Photo, decode_masks
 from roadwork.data.mask_files import SOURCE_MASKS
 from roadwork.data.masks import EncodedMasks, MaskFolder
@@ -54,6 +54,15 @@ class ShardResult:
     repaired: int
     photos: list[dict[str, Any]]
     kept: bool = False
+
+
+class EncodedPhoto(NamedTuple):
+    """What a shard keeps of a photo, the names of its repairs, facts for the audits, and the picture to hash."""
+
+    sample: Sample
+    repairs: tuple[str, ...]
+    facts: dict[str, Any]
+    thumbnail: np.ndarray
 
 
 def start_worker(source: Source, options: BuildOptions, counter: Any) -> None:
@@ -157,19 +166,24 @@ def _samples(
     folder = MaskFolder(options.masks) if options.masks else None
     texts = _texts(plan, options)
     repairs: Counter[str] = Counter()
+    thumbnails: list[np.ndarray] = []
     for ref, image, masks in source.load([entry.ref for entry in plan.entries]):
         entry = entries[ref]
         try:
-            sample, notes, photo = encode_photo(entry, image, masks, folder, options)
-            sample.meta.update(texts.get(ref, {}))
+            photo = encode_photo(entry, image, masks, folder, options)
         except Rejected as error:
             result.rejected.append(dataclasses.asdict(Rejection(entry.record.id, error.reason, entry.split)))
         else:
-            repairs.update(notes)
-            result.repaired += bool(notes)
-            result.photos.append(photo)
-            yield sample
+            photo.sample.meta.update(texts.get(ref, {}))
+            repairs.update(photo.repairs)
+            result.repaired += bool(photo.repairs)
+            result.photos.append(photo.facts)
+            thumbnails.append(photo.thumbnail)
+            yield photo.sample
         _count(counter, 1)
+    # Together, since between two photos imagehash's code has left the processor's cache.
+    for facts, small in zip(result.photos, thumbnails, strict=True):
+        facts["hash"] = photo_hash(small)
     result.repairs = dict(sorted(repairs.items()))
 
 
@@ -183,8 +197,8 @@ def _texts(plan: ShardPlan, options: BuildOptions) -> dict[Ref, dict[str, Any]]:
 
 def encode_photo(
     entry: Entry, image: bytes, masks: bytes | None, folder: MaskFolder | None, options: BuildOptions
-) -> tuple[Sample, tuple[str, ...], dict[str, Any]]:
-    """(sample, names of repairs, facts for the audits). Raises Rejected where the photo cannot be decoded."""
+) -> EncodedPhoto:
+    """One photo of a shard. Raises Rejected where it cannot be decoded."""
     header = Photo(image)
     width, height = header.width, header.height
     boxes = view_boxes(width, height, options.view_size, options.max_views)
@@ -201,18 +215,17 @@ def encode_photo(
             meta |= {"masks_origin": found.origin, "masks_real": found.real}
     except Rejected as error:  # the photo is used without masks
         notes += (error.reason.partition(":")[0],)
-    photo = {
+    facts = {
         "id": entry.record.id,
         "split": entry.split,
         "group": entry.group,
         "label": entry.record.label,
-        "hash": photo_hash(whole),
         "size": f"{width}x{height}",
         "format": image[:4].hex(),
         "masks": bits is not None,
     }
     sample = Sample(entry.key, sheet, boxes, meta, bits, options.view_size)
-    return sample, entry.record.repairs + notes, photo
+    return EncodedPhoto(sample, entry.record.repairs + notes, facts, thumbnail(whole))
 
 
 def encode_sheet(rgb: np.ndarray, boxes: np.ndarray, options: BuildOptions) -> tuple[bytes, np.ndarray]:
@@ -237,7 +250,7 @@ def _masks_of(entry: Entry, masks: bytes | None, folder: MaskFolder | None) -> E
 
 def shrink_for(boxes: np.ndarray, view_size: int) -> int:
     """Largest of 8, 4, 2, 1 by which a photo may shrink so that no view has to be enlarged for it."""
-    side = float((boxes[:, 2:] - boxes[:, :2]).min())
+    side = min(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes.tolist())
     return next((factor for factor in (8, 4, 2) if side / factor >= view_size), 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import cv2
@@ -38,6 +39,7 @@ def mask_size(view_size: int) -> int:
     return check_view_size(view_size) // MASK_STRIDE
 
 
+@functools.lru_cache(maxsize=1024)
 def view_boxes(width: int, height: int, view_size: int, max_views: int = MAX_VIEWS) -> npt.NDArray[np.float32]:
     """Cut 1 to `max_views` views: the whole photo, squares of its short side along the long side, a grid of tiles.
 
@@ -49,14 +51,23 @@ def view_boxes(width: int, height: int, view_size: int, max_views: int = MAX_VIE
         view_size: side of a view in pixels, a multiple of 16.
 
     Returns:
-        float32 [V, 4]: (x0, y0, x1, y1) in whole pixels, inside the photo; the union covers every pixel.
+        float32 [V, 4]: (x0, y0, x1, y1) in whole pixels, inside the photo; the union covers every pixel. Read-only, since
+        photos of one size share it.
     """
     size = check_view_size(view_size)
     if min(width, height) < 1 or max_views < 1:
         raise ValueError(f"a photo of {width}x{height} pixels in {max_views} views: all must be at least 1")
-    boxes: list[tuple[int, int, int, int]] = [(0, 0, width, height)]
-    if max(width, height) <= max(size, THUMBNAIL):
-        return np.asarray(boxes, dtype=np.float32)
+    boxes = [(0, 0, width, height)]
+    if max(width, height) > max(size, THUMBNAIL):
+        boxes += _closer_boxes(width, height, size, max_views)
+    found = np.asarray(boxes, dtype=np.float32)
+    found.setflags(write=False)
+    return found
+
+
+def _closer_boxes(width: int, height: int, size: int, max_views: int) -> list[tuple[int, int, int, int]]:
+    """The squares and tiles of `view_boxes`."""
+    boxes: list[tuple[int, int, int, int]] = []
     short, long = min(width, height), max(width, height)
     squares = 0 if short == long else min(math.ceil(long / short), max_views - 1)
     columns, rows, side = _tile_grid(width, height, max_views - 1 - squares, math.ceil(size / 2))
@@ -68,7 +79,7 @@ def view_boxes(width: int, height: int, view_size: int, max_views: int = MAX_VIE
         boxes.append((left, top, left + short, top + short))
     for top in _spread(height, side, rows):
         boxes.extend((left, top, left + side, top + side) for left in _spread(width, side, columns))
-    return np.asarray(boxes, dtype=np.float32)
+    return boxes
 
 
 def _tile_grid(width: int, height: int, budget: int, smallest: int) -> tuple[int, int, int]:
@@ -112,10 +123,10 @@ def make_view_planes(rgb: Array, boxes: npt.NDArray[np.float32], view_size: int)
     size = check_view_size(view_size)
     rgb = _photo(rgb)
     height, width = rgb.shape[:2]
-    coarse = rgb
+    luma = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    coarse = rgb  # made last: what follows reads it from the processor's cache
     if (boxes[:, 2:] - boxes[:, :2]).min() >= size // 2:
         coarse = _resized(rgb, width // 2, height // 2, cv2.INTER_AREA)
-    luma = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     _, red, blue = cv2.split(cv2.cvtColor(coarse, cv2.COLOR_RGB2YCrCb))
     chroma_boxes = scaled_boxes(boxes, (width, height), blue.shape)
     cb, cr = (_cut(np.asarray(plane, dtype=np.uint8), chroma_boxes, size // 2) for plane in (blue, red))
@@ -133,15 +144,15 @@ def _cut(image: Array, boxes: npt.NDArray[np.float32], size: int) -> Array:
     """[H, W(, C)] -> [V, size, size(, C)], each box from the smallest copy that still has its pixels."""
     halved = [image]
     views = np.empty((len(boxes), size, size, *image.shape[2:]), dtype=np.uint8)
-    for view, box, (x0, y0, x1, y1) in zip(views, boxes, _corners(image, boxes), strict=True):
+    for number, (x0, y0, x1, y1) in enumerate(_corners(image, boxes)):
         level = max(min(x1 - x0, y1 - y0) // size, 1).bit_length() - 1
         while len(halved) <= level:
             height, width = halved[-1].shape[:2]
             halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
         if level:
-            smaller = scaled_boxes(box[None], image.shape[1::-1], halved[level].shape)
+            smaller = scaled_boxes(boxes[number, None], image.shape[1::-1], halved[level].shape)
             ((x0, y0, x1, y1),) = _corners(halved[level], smaller)
-        _draw(halved[level][y0:y1, x0:x1], view)
+        _draw(halved[level][y0:y1, x0:x1], views[number])
     return views
 
 
@@ -163,6 +174,8 @@ def scaled_boxes(
     boxes: npt.NDArray[np.float32], photo: tuple[int, int], plane: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
     """Boxes in pixels of the photo (width, height) to whole pixels of a copy of it [h, w, ...], never empty."""
+    if (plane[1], plane[0]) == photo:
+        return boxes
     scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
     scaled: npt.NDArray[np.float64] = np.rint(boxes * scale)
     limit = np.array([plane[1], plane[0]])

@@ -27,7 +27,7 @@ def test_views_of_a_smaller_decode_look_like_those_of_the_whole(width: int, heig
     boxes = view_boxes(width, height, size)
     assert shrink_for(boxes, size) == factor
     entry = Entry((0, 0, 0), Record("1", label=1), "train", "g", "train-0")
-    sample, _, _ = encode_photo(entry, data, None, None, BuildOptions("x", "y", view_size=size))
+    sample = encode_photo(entry, data, None, None, BuildOptions("x", "y", view_size=size)).sample
     assert isinstance(sample.views, bytes) and np.array_equal(sample.boxes, boxes)
     assert (sample.meta["width"], sample.meta["height"]) == (width, height)
     found = decode_views(sample.views, len(boxes), size).astype(int)
@@ -41,7 +41,7 @@ def test_small_views_of_a_shard_keep_their_full_chroma(size: int, chroma: str) -
     options = BuildOptions("x", "y", view_size=size)
     data = encode(scene(3, 1280, 720))
     fine, coarse = (
-        encode_photo(entry, data, None, None, replace(options, quality=quality))[0].views for quality in (90, 30)
+        encode_photo(entry, data, None, None, replace(options, quality=quality)).sample.views for quality in (90, 30)
     )
     assert simplejpeg.decode_jpeg_header(fine)[3] == chroma
     assert len(coarse) < 0.7 * len(fine)
