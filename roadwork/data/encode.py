@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -80,6 +81,7 @@ def start_worker(source: Source, options: BuildOptions, counter: Any) -> None:
     pa.set_memory_pool(pa.system_memory_pool())
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
+    gc.freeze()  # the imported modules need not be searched for garbage again and again
     _worker.update(source=source, options=options, counter=counter)
 
 
