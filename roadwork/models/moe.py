@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roadwork.errors import UserError
+from roadwork.monitoring.own_time import waiting_for_ranks
 
 ROW_MULTIPLE = 8
 """torch's grouped products want rows of whole 16 bytes: 8 numbers in bf16."""
@@ -96,7 +97,8 @@ def balance_loss(stats: Tensor, num_experts: int, everywhere: bool) -> tuple[Ten
     total, world = stats.detach(), 1
     if everywhere and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         total, world = total.clone(), dist.get_world_size()
-        dist.all_reduce(total)
+        with waiting_for_ranks():
+            dist.all_reduce(total)
     tokens = total[:, -1:].clamp_min(1.0)
     chosen = total[:, :num_experts] / tokens
     value = num_experts * (chosen * total[:, num_experts:-1] / tokens).sum(-1).mean()

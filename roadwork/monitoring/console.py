@@ -17,6 +17,20 @@ _LIBRARIES = (
 _MARK = "_roadwork_log_file"
 
 
+class _LogFile(logging.FileHandler):
+    """A full or read-only disk costs records, never the run; errors are on the console anyway."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # opening it
+            return
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        if not isinstance(sys.exception(), OSError):  # writing
+            super().handleError(record)
+
+
 class _ToFile(logging.Filter):
     """Sends what a logger would not pass on to the root to the file, and only its errors to its own handlers.
 
@@ -54,7 +68,7 @@ def quiet_libraries(log_file: str | os.PathLike[str]) -> None:
     handler = next((h for h in root.handlers if getattr(h, _MARK, None) == os.fspath(log_file)), None)
     if handler is None:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log_file, encoding="utf-8", delay=True)
+        handler = _LogFile(log_file, encoding="utf-8", delay=True)
         handler.setFormatter(_FORMAT)
         setattr(handler, _MARK, os.fspath(log_file))
         root.addHandler(handler)

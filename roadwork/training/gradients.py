@@ -8,6 +8,7 @@ whatever the accumulation, by a reduce-scatter where the backend has one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -34,18 +35,21 @@ class Gradients:
         holds = hold and ds is not None and ds.optimizer.partition_gradients and not ds.optimizer.cpu_offload
         self.held = HeldGradients(ds, engine.rank, engine.world_size) if holds else None
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """One micro-batch's backward pass; after the last one the reduction and, with ZeRO, the step. Collective.
+    def backward(self, loss: Tensor) -> None:
+        """One micro-batch's backward pass. Where gradients are not held, the engine reduces them now, and makes the
+        optimizer step after the last micro-batch.
 
         Args:
             loss: [], a share of the whole step's, which is their sum over processes and micro-batches.
-            last: of the optimizer step.
         """
-        if self.held is None:
+        if self.held is not None:
+            self.held.add(loss)
+        else:
             self.engine.accelerator.backward(loss * self._parts)  # the engine takes a mean
-            return
-        self.held.add(loss)
-        if last:
+
+    def step(self) -> None:
+        """After the last micro-batch: the reduction and the step, where they were left for the end. Collective."""
+        if self.held is not None:
             self.held.step()
 
 
@@ -74,6 +78,10 @@ class HeldGradients:
                 pieces = [(self.buffer[at : at + hi - lo], lo, hi) for at, lo, hi in self._places(group, parameter)]
                 whole = pieces[0][0].view_as(parameter) if len(pieces) == 1 else None
                 parameter.register_post_accumulate_grad_hook(partial(_move, whole, pieces))
+        self.norm = torch.zeros(())
+        """[] on the host: the global norm of the gradients of the last step, before clipping."""
+        # DeepSpeed's own reduces a norm for each parameter group, and lets the host read each while the device waits.
+        zero.check_overflow, zero.scaled_global_norm = self._check, lambda: self.norm
 
     def _places(self, group: int, parameter: Tensor) -> Iterator[tuple[int, int, int]]:
         """(place in the buffer, first, end) of each stretch of the flattened parameter that one rank owns."""
@@ -101,14 +109,28 @@ class HeldGradients:
         return list(mine.split(self._sizes))
 
     def step(self) -> None:
-        """Give the sums to ZeRO and let it step: overflow check, clipping by the global norm, optimizer, new weights."""
+        """Give the sums to ZeRO and let it step: clipping by the global norm, optimizer, new weights; or, where a gradient
+        is not finite, nothing of that. Collective."""
         from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
 
-        for group, partition in enumerate(self.reduced()):
+        partitions = self.reduced()
+        self.norm = self._global_norm(partitions)
+        for group, partition in enumerate(partitions):
             self.ds.optimizer.averaged_gradients[group] = GradPartitionBufferGroup([partition], partition)
         self.ds.set_gradient_accumulation_boundary(True)
         self.ds.step()
         self.clear()
+
+    def _global_norm(self, partitions: list[Tensor]) -> Tensor:
+        """What the host must know to make the step, and all that it waits for."""
+        squared = torch.stack([torch.linalg.vector_norm(partition) for partition in partitions]).double().square().sum()
+        if self.world_size > 1:
+            dist.all_reduce(squared)
+        return squared.sqrt().float().cpu()
+
+    def _check(self, partition_gradients: bool = True) -> None:
+        """DeepSpeed's question whether a gradient is not finite."""
+        self.ds.optimizer.overflow = not math.isfinite(self.norm)
 
     def clear(self) -> None:
         """Back to zero, for the next step."""

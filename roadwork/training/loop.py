@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +21,8 @@ from roadwork.data.batch import Batch
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.losses import Counts, Targets, TotalLoss
+from roadwork.monitoring.own_time import OwnTime
 from roadwork.monitoring.progress import Progress
-from roadwork.monitoring.throughput import memory_gib
 from roadwork.training import best
 from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
@@ -39,12 +38,12 @@ from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.spikes import Spikes
+from roadwork.training.totals import TERMS, Share, total
 from roadwork.training.unreadable import judge_budget, stop_on_faults
 from roadwork.training.validation import challenge_mcc, validate
 
 log = logging.getLogger(__name__)
 _EXPERTS_EVERY = 10  # steps
-TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
 class Trainer:
@@ -92,6 +91,7 @@ class Trainer:
         self.augment = Augment(config.augment)
         self.counts = self.data.counts(self.micro_steps * engine.world_size)
         self.utilisation = Utilisation(config, engine, self.model, self.counts)
+        self.own_time = OwnTime(engine.device)
         kept = config.checkpoint
         self.checkpoints = Checkpointer(engine, self.folder / "checkpoints", kept.keep_last, kept.keep_every)
         self.spikes = Spikes(config.training.spike_factor)
@@ -207,6 +207,7 @@ class Trainer:
         unreadable: list[tuple[str, str]] = []
         faults: list[str] = []
         for micro in range(self.micro_steps):
+            self.own_time.begin()
             self.heart.beat(step, "waiting for data")
             batch = next(batches)
             waited += batch.wait_s
@@ -220,7 +221,8 @@ class Trainer:
                 raise Stopped
         self.heart.beat(step, "reducing the log")
         missed = len(unreadable) + len(faults)
-        record, stop = self._record(step, rate, sums, (waited, time.perf_counter() - began, seen, missed))
+        share = Share(sums, waited, self.own_time.take(), seen, missed, bool(self.stop.received))
+        record, stop = self._record(step, rate, began, share)
         if record["skipped_samples"]:
             stop_on_faults(engine, faults)
             self._note_unreadable(unreadable)
@@ -261,8 +263,10 @@ class Trainer:
             outputs = self.wrapped(views, host.view_mask, batch.metadata, batch.boxes)
             loss, terms = self.loss(outputs, targets, self._ramp(step))
             self.heart.beat(step, "backward")
-            self.gradients.backward(loss, last)
+            self.gradients.backward(loss)
+            self.own_time.end()
             if last:
+                self.gradients.step()
                 self._apply(step, lambda: self._loss_again(step, views, host.view_mask, batch, targets))
         if last:
             self._show(step, views, batch, masks, outputs)
@@ -271,7 +275,7 @@ class Trainer:
         return torch.stack([terms[name].double() if name in terms else loss.new_zeros(()).double() for name in TERMS])
 
     def _apply(self, step: int, loss: Callable[[], Tensor]) -> None:
-        """The optimizer step itself (ZeRO made it inside `backward`), then the average. `loss`: for Sophia-H."""
+        """The optimizer step itself (ZeRO has made it already), then the average. `loss`: for Sophia-H."""
         if not self.engine.sharded:
             self.plain_norm = self.engine.accelerator.clip_grad_norm_(
                 self.wrapped.parameters(), self.config.training.grad_clip or math.inf
@@ -314,49 +318,33 @@ class Trainer:
         steps = self.config.loss.consistency_ramp_steps
         return min(1.0, (step + 1) / steps) if steps else 1.0
 
-    def _record(
-        self, step: int, rate: float, sums: Tensor, mine: tuple[float, float, int, int]
-    ) -> tuple[dict[str, Any], bool]:
-        """One reduction per step carries the losses, the waits of every rank, the counts and the stop request."""
-        engine = self.engine
-        waited, spent, seen, skipped = mine
-        per_rank = torch.zeros(engine.world_size, 4, dtype=torch.float64, device=engine.device)
-        per_rank[engine.rank, :3] = sums.new_tensor([waited, spent, memory_gib(engine.device)])
-        per_rank[engine.rank, 3] = ~torch.isfinite(sums[0])
-        small = sums.new_tensor([seen, skipped, bool(self.stop.received)])
-        parts = [sums, self.masters.squared_norm().view(1), small, per_rank.flatten()]
-        reduced = engine.all_reduce(torch.cat(parts))
-        reduced, experts = torch.cat([reduced, self.experts]).cpu().split([len(reduced), len(self.experts)])
+    def _record(self, step: int, rate: float, began: float, share: Share) -> tuple[dict[str, Any], bool]:
+        """The step's line for metrics.jsonl, and whether any rank was asked to stop. Collective."""
+        totals, experts = total(self.engine, share, self.masters.squared_norm(), self.experts)
+        seconds = time.perf_counter() - began  # all ranks have made the step, and the device has
         if len(experts):
             self.journal.experts(step + 1, experts[:-1].view(self.config.model.num_layers, -1), float(experts[-1]))
             self.experts = self.experts.new_zeros(0)
-        terms = dict(zip(TERMS, reduced[: len(TERMS)].tolist(), strict=True))
-        squared, total_seen, total_skipped, stop = reduced[len(TERMS) : len(TERMS) + 4].tolist()
-        waits, times, memories, faults = reduced[len(TERMS) + 4 :].view(-1, 4).T.tolist()
-        self._faulty = [rank for rank, fault in enumerate(faults) if fault]
-        self.counters.samples_seen += int(total_seen)
-        norm = self.masters.gradient_norm() if engine.sharded else self.plain_norm
+        self._faulty = totals.faulty
+        self.counters.samples_seen += totals.seen
+        norm = self.masters.gradient_norm() if self.engine.sharded else self.plain_norm
         position = (step + 1) * self.config.training.global_batch
         record = {
             "step": step + 1,
             "epoch": position / len(self.data.train),
             "position": position,
             "samples_seen": self.counters.samples_seen,
-            **terms,
+            **totals.terms,
             "lr": rate,
             "grad_norm": float(norm) if norm is not None else None,
-            "weight_norm": math.sqrt(squared),
-            "images_per_s": total_seen / max(max(times), 1e-9),
-            "data_wait_s": max(waits),
-            "step_s": max(times),
-            "mfu": self.utilisation.of(step, max(times)),
-            "memory_gib": max(memories),
-            "slowest_rank": int(np.argmax(times)),
-            "slowest_over_median": max(times) / max(float(np.median(times)), 1e-9),
-            "skipped_samples": total_skipped,
+            "weight_norm": math.sqrt(totals.squared_norm),
+            "images_per_s": totals.seen / seconds,
+            "step_s": seconds,
+            "mfu": self.utilisation.of(step, seconds),
+            **totals.figures(),
             "nonfinite_steps": int(self._skipped()),
         }
-        return record, stop > 0
+        return record, totals.stop
 
     def _guard(self, record: dict[str, Any]) -> None:
         """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run. Spikes are noted."""

@@ -40,7 +40,7 @@ class Utilisation:
         """Operations per second of all ranks together."""
 
     def of(self, step: int, seconds: float) -> float:
-        """Of optimizer step `step`, which took the slowest rank `seconds`."""
+        """Of optimizer step `step`, which took `seconds`."""
         return utilisation(self.operations.training(*self.counts.views(step)), seconds, self.ceiling)
 
 

@@ -63,7 +63,7 @@ def spring(trap: str, trainer: Trainer) -> None:
         held.add = lambda loss: (held.clear(), add(loss))
     elif trap == "divided twice":
         backward = trainer.gradients.backward
-        trainer.gradients.backward = lambda loss, last: backward(loss / trainer.micro_steps, last)
+        trainer.gradients.backward = lambda loss: backward(loss / trainer.micro_steps)
     elif trap == "a scheduler per process":
         rate = trainer._set_learning_rate
         trainer._set_learning_rate = lambda step: rate(step * trainer.engine.world_size)

@@ -5,12 +5,14 @@ import json
 import sys
 
 import torch
+from torch.distributed import distributed_c10d as c10d
 
 import roadwork.training.loop as loop
 import roadwork.training.pretrain as stage
 from roadwork.command_line import parse
 from roadwork.training.loop import Trainer
 from roadwork.training.validation import validate
+from tests.training.reads import Reads
 
 stem, positions = sys.argv[1], {}
 
@@ -21,6 +23,10 @@ class Watched(Trainer):
     def _micro_step(self, step, micro, batch, counts):  # type: ignore[no-untyped-def]
         positions.setdefault(step, []).extend(int(p) for p in batch.position)
         return super()._micro_step(step, micro, batch, counts)
+
+    def optimizer_step(self, step, batches):  # type: ignore[no-untyped-def]
+        with Reads() as self.reads:
+            return super().optimizer_step(step, batches)
 
     def _validate(self) -> bool:
         def watched(*given, **named):  # type: ignore[no-untyped-def]
@@ -39,6 +45,7 @@ class Watched(Trainer):
         super()._finish()
         weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in self.masters.parameters.values())
         engine = self.engine.accelerator.deepspeed_engine_wrapped.engine
+        host = torch.device("cpu")
         seen = {
             "weights": hashlib.sha256(weights).hexdigest(),
             "dtype": str(next(iter(self.masters.parameters.values())).dtype),
@@ -49,6 +56,10 @@ class Watched(Trainer):
             "parameters": sum(p.numel() for p in self.masters.parameters.values()),
             "held": self._held(),
             "validated": self.validated,
+            "waits": self.reads.waits(),
+            "timeouts": sorted(
+                {group._get_backend(host).options._timeout.total_seconds() for group in c10d._world.pg_map}
+            ),
         }
         with open(f"{stem}-{self.engine.rank}.json", "w") as file:
             json.dump(seen, file)

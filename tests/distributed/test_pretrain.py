@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roadwork.command_line import parse
-from roadwork.engine import CPU_CONFIG, read_ds_config
+from roadwork.engine import CPU_CONFIG, GRACE_S, read_ds_config
 from roadwork.monitoring.board import LAYOUT
 from roadwork.monitoring.runlog import read_last_per_step
 from roadwork.training.dry_run import held_bytes
@@ -61,6 +61,10 @@ def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partit
     assert ranks[0]["weights"] == ranks[1]["weights"], "the ranks hold different weights after training"
     assert ranks[0]["stage"] == 2 and ranks[0]["dtype"] == "torch.bfloat16"
     assert all(rank["validated"] == {"average": True, "weights": False} for rank in ranks)
+    waits = {"gradients.py _global_norm": 1, "totals.py total": 1}
+    assert all(rank["waits"] == waits for rank in ranks), "the host waits to know whether to step, and to log"
+    limit = parse("pretrain", TINY).config.engine.timeout_s
+    assert all(rank["timeouts"] == [limit + GRACE_S] for rank in ranks), "DeepSpeed's groups would wait for 30 minutes"
     for step in range(4):
         first, second = ranks[0]["positions"][step], ranks[1]["positions"][step]
         assert not set(first) & set(second)

@@ -2,9 +2,10 @@
 
 An accident has `step` (counted from 0), `rank`, `do`, and `micro` (default 0) or `where`: `validation`, `saving` (as the
 checkpoint of that many steps begins) or `writing` (when its folder has its name, just before COMPLETE). What it does: a
-signal's name (sent to itself; with `all` to every rank, itself last), `sleep` (seconds), `nan` (this rank's loss), `inf`
-(one of its gradients, while the loss is finite), `raise` (in the middle of its backward pass), `fill` (the run folder's
-disk, up to `leave` bytes), `free` (gives that space back and notes which checkpoints were complete meanwhile).
+signal's name (sent to itself; with `all` to every rank, itself last; with `launcher` to its parent), `sleep` (seconds),
+`nan` (this rank's loss), `inf` (one of its gradients, while the loss is finite), `raise` (in the middle of its backward
+pass), `fill` (the run folder's disk, up to `leave` bytes), `readonly` (that disk from now on), `free` (mends both, and
+notes which checkpoints were complete meanwhile).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -95,9 +97,16 @@ class Accident(Trainer):
             self.checkpoints.wait()
             with contextlib.suppress(OSError):  # full a little earlier: logs and heartbeats write meanwhile
                 filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - event["leave"]))
+        elif action == "readonly":
+            self.checkpoints.wait()
+            for options in (["--bind", self.folder.parent], ["-o", "remount,ro,bind"]):
+                subprocess.run(["mount", *options, self.folder.parent], check=True)
         elif action == "free":
             self.checkpoints.wait()
-            filler.unlink()
+            if filler.exists():
+                filler.unlink()
+            else:
+                subprocess.run(["umount", "--lazy", self.folder.parent], check=True)
             names = [path.name for path in complete_checkpoints(self.checkpoints.folder)]
             Path(event["note"]).write_text(json.dumps(names))
         else:
@@ -106,7 +115,7 @@ class Accident(Trainer):
     def _signal(self, event: dict) -> None:
         ranks = [json.loads(path.read_text())["pid"] for path in self.folder.glob("ranks/rank-*.json")]
         peers = [pid for pid in ranks if pid != os.getpid()] if event.get("all") else []
-        for pid in [*peers, os.getpid()]:
+        for pid in [*peers, os.getppid() if event.get("launcher") else os.getpid()]:
             os.kill(pid, getattr(signal, event["do"]))
 
 

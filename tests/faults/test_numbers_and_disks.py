@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from roadwork.monitoring.runlog import read_last_per_step
 from tests.conftest import Launch
 from tests.faults.scenes import DRILL, STEPS, complete, counters, damaged_shards, losses, options, plan, state
 from tests.launching import ROOT, environment, lacking
@@ -45,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_nan_on_one_rank_steps_no_rank_and_an_unreadable_photo_is_left_out(
+def test_a_nan_on_one_rank_steps_no_rank_an_unreadable_photo_is_left_out_and_a_slow_rank_is_told(
     launch: Launch, shards: Path, tmp_path: Path
 ) -> None:
     run, copy = tmp_path / "run", tmp_path / "shards"
@@ -53,6 +54,7 @@ def test_a_nan_on_one_rank_steps_no_rank_and_an_unreadable_photo_is_left_out(
     # The loss of one rank is NaN, or one of its gradients infinite while the loss is finite, in either micro-batch.
     planned = {1: ("nan", 0), 4: ("inf", 0), 5: ("nan", 1), 6: ("nan", 1)}
     events = [{"step": step, "micro": micro, "rank": 1, "do": do} for step, (do, micro) in planned.items()]
+    events += [{"step": 2, "micro": micro, "rank": micro, "do": "sleep", "seconds": 4 - micro} for micro in range(2)]
     more = ["--checkpoint.every_steps=1", "--checkpoint.keep_last=9", "--training.validate_every_steps=100"]
     done = launch(DRILL, plan(*events), *options(run, copy, *more))
 
@@ -67,6 +69,10 @@ def test_a_nan_on_one_rank_steps_no_rank_and_an_unreadable_photo_is_left_out(
     assert all(torch.isfinite(tensor).all() for tensor in state(run, 6)["master"].values())
     assert [i + 1 for i, loss in enumerate(losses(run)) if loss is None] == [2, 6, 7]
     assert (counters(run, 2)["nonfinite_steps"], counters(run, 3)["nonfinite_steps"]) == (1, 0)
+
+    # Rank 0 slept before the first micro-batch for longer than rank 1 before the second: each waited for the other.
+    slow = read_last_per_step(run / "metrics.jsonl")[2]
+    assert slow["slowest_rank"] == 0 and slow["slowest_over_median"] > 1 and slow["step_s"] > 7
 
     lines = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [photo] and lines[0]["reason"]
@@ -84,15 +90,16 @@ def test_too_many_unreadable_photos_stop_every_rank_with_one_line(launch: Launch
     assert done.output.count("Traceback") == 1, "only the launcher's own"
 
 
-def test_a_full_disk_costs_a_checkpoint_and_a_read_only_one_is_refused(
-    small_disk: Path, shards: Path, tmp_path: Path
+@pytest.mark.parametrize("accident", ["fill", "readonly"])
+def test_a_disk_that_takes_no_more_costs_a_checkpoint_and_a_launch_on_a_read_only_one_is_refused(
+    accident: str, small_disk: Path, shards: Path, tmp_path: Path
 ) -> None:
     run, note = small_disk / "run", tmp_path / "note.json"
-    fill = {"step": 3, "rank": 0, "do": "fill", "leave": 0}  # after the checkpoint of step 2: 3's line does not fit
+    fill = {"step": 3, "rank": 0, "do": accident, "leave": 0}  # after the checkpoint of step 2: 3's line does not fit
     free = {"step": 5, "rank": 0, "do": "free", "note": str(note)}
     done = alone(DRILL, plan(fill, free), *options(run, shards))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "checkpoint not written" in done.stderr
+    assert "checkpoint not written" in done.stderr and "Logging error" not in done.stderr
     assert json.loads(note.read_text()) == ["step-00000002"], "the newest complete checkpoint was lost"
     assert complete(run) == ["step-00000006", "step-00000008"]
     assert len(losses(run)) == STEPS, "lines that the full disk refused were not written later"

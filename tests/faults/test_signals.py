@@ -86,7 +86,7 @@ def test_an_error_on_one_rank_ends_the_job_with_that_error(launch: Launch, shard
     assert "hangs in" not in done.output
 
 
-def test_a_killed_launcher_takes_its_ranks_along_a_hung_rank_is_named_and_then_it_ends_as_if_nothing_had_happened(
+def test_a_launcher_killed_or_stopped_takes_its_ranks_along_a_hung_rank_is_named_and_it_ends_as_if_nothing_was(
     launch: Launch, whole: Path, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -111,5 +111,9 @@ def test_a_killed_launcher_takes_its_ranks_along_a_hung_rank_is_named_and_then_i
         or "_suffer" in (run / "ranks" / "rank-0001.stacks").read_text()
     )
     assert complete(run)[-1] == "step-00000004"
+    # SIGTERM to the launcher alone: it passes it on, and both ranks save the step that they were in, or the next.
+    done = launch(DRILL, plan({"step": 4, "micro": 1, "rank": 1, "do": "SIGTERM", "launcher": True}), *common)
+    assert "pretrain stopped; launch again" in done.output, done.output[-3000:]
+    assert complete(run)[-1] in ("step-00000005", "step-00000006")
     ended_well(launch("launch/pretrain.py", *common))
     assert_same_end(run, whole)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -139,7 +139,8 @@ def frozen(cluster: Cluster, job: str, folder: Path, launch: int) -> Iterator[in
         assert len(steps(folder)) < STEPS, "the job was over before it could be held"
         yield len(steps(folder))
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def saved_on(folder: Path, number: int) -> bool:
@@ -170,9 +171,19 @@ def test_preempted_out_of_time_and_killed_it_comes_back_by_itself_and_ends_as_if
     second = newest(folder)
     assert first < second < STEPS
 
-    cluster.until(lambda: ended(cluster, job) or newest(folder) > second, 3 * 240, "a checkpoint of launch 3")
+    with frozen(cluster, job, folder, launch=3):  # a rank does not answer the warning: Slurm ends the job at its limit
+        cluster.tell("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        cluster.until(lambda: said(cluster, job).count("terminated (SIGTERM)") == 2, 3 * 120, "the time limit")
+    cluster.until(
+        lambda: cluster.state(job).get("Restarts") == "3", 3 * 120, "the job that ran out of time to requeue itself"
+    )
+    cluster.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    third = newest(folder)
+    assert second <= third < STEPS
+
+    cluster.until(lambda: ended(cluster, job) or newest(folder) > third, 3 * 240, "a checkpoint of launch 4")
     os.kill(ranks(folder)[1]["pid"], signal.SIGKILL)  # a rank is lost: no signal, no save
-    cluster.until(lambda: cluster.state(job).get("Restarts") == "3", 3 * 120, "the failed job to requeue itself")
+    cluster.until(lambda: cluster.state(job).get("Restarts") == "4", 3 * 120, "the failed job to requeue itself")
     cluster.until(lambda: ended(cluster, job), 3 * 240, "the job to end")
 
     assert losses(folder) == losses(uninterrupted)
