@@ -5,18 +5,26 @@ Only places are exchanged: folders for temporary ones, the hub for a CSV (both a
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
 
-from roadwork.config import ModelConfig
+from roadwork.config import ModelConfig, save
 from roadwork.models import RoadworkDetector
 from tests.data.photos import encode, scene
+from tests.inference.small_run import make
 from tests.launching import ROOT, environment, free_port
 
 
@@ -78,6 +86,82 @@ def test_the_pipeline_says_what_it_would_do(places: dict[str, str]) -> None:
     stages = ("shards", "pretrain", "dora_folds", "predict", "evaluate")
     assert all(f"{stage}: to do" in told for stage in stages)
     assert f"--source {places['natix']}" in told and "--test-fraction 0.2" in told
+
+
+def test_a_folder_of_photos_becomes_a_csv(tmp_path: Path) -> None:
+    for k in range(6):
+        folder = tmp_path / ("with" if k % 2 else "without")
+        folder.mkdir(exist_ok=True)
+        (folder / f"{k}.jpg").write_bytes(encode(scene(k, 320, 240)))
+    (script,) = (block for block in blocks("bash") if "find with" in block)
+    done = subprocess.run(
+        ["bash", "-euc", script.replace("/data/photos", str(tmp_path))],
+        cwd=tmp_path.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "photos.csv").read_text().splitlines()
+    assert lines[0] == "path,label"
+    assert set(lines[1:]) == {f"{'with' if k % 2 else 'without'}/{k}.jpg,{k % 2}" for k in range(6)}
+    told = run([sys.executable, "-m", "shards.build", "--source", f"csv:{tmp_path}/photos.csv",
+                "--out", str(tmp_path / "shards"), "--view-size", "64", "--val-fraction", "0.3"])  # fmt: skip
+    assert "6" in told
+
+
+def test_the_stages_after_training_run_as_they_are_written(tmp_path: Path) -> None:
+    """On a run that somebody trained: the README's three commands, then TensorBoard, service and export as it says."""
+    config = make(tmp_path)
+    save(config, Path(config.run.dir, "config.yaml"))
+    folder = config.run.dir
+    trained = {
+        "runs/natix": folder, "runs/natix/tensorboard": f"{folder}/tensorboard", "runs/demo/model": f"{folder}/model",
+        "accelerate_configs/gpu.yaml": "accelerate_configs/cpu.yaml",
+    }  # fmt: skip
+    for stage in ("dora_folds", "predict", "evaluate"):
+        words = command(f"launch/{stage}.py --run.dir runs/natix", trained)
+        words.insert(words.index("--config_file"), f"--main_process_port={free_port()}")
+        run(words)
+    assert "MCC" in Path(folder, "report", "index.html").read_text()
+
+    board = Path(sys.executable).parent / "tensorboard"
+    shown = ["tensorboard", *command("tensorboard --logdir", trained)[1:]]
+    with serving([str(board), *shown[1:]], "--port", "data/runs") as url:
+        assert json.loads(urlopen(f"{url}/data/runs").read()) == ["evaluate"], "no pre-training wrote events here"
+
+    (tmp_path / "photo.jpg").write_bytes(encode(scene(1, 320, 240)))
+    (asked,) = re.findall(r"`(curl [^`]*predict)`", (ROOT / "README.md").read_text())
+    with serving(command("python launch/serve.py", trained), "--port", "health") as url:
+        asked = asked.replace("http://127.0.0.1:8000", url).replace("photo.jpg", f"{tmp_path}/photo.jpg")
+        answer = subprocess.run(shlex.split(asked), capture_output=True, text=True, timeout=60)
+    assert 0 <= json.loads(answer.stdout)["probability"] <= 1, answer.stderr
+
+    told = run(command("python launch/export.py", trained))
+    assert all(Path(folder, "model", name).is_file() for name in ("onnx/model.onnx", "exported/model.pt2")), told
+
+
+@contextmanager
+def serving(words: list[str], port_option: str, path: str) -> Iterator[str]:
+    """A server on a port of its own, once it answers at `path`; yields its address."""
+    port = free_port()
+    given = words[: words.index(port_option)] if port_option in words else words
+    process = subprocess.Popen(
+        [*given, port_option, str(port)], cwd=ROOT, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 200
+    try:
+        while True:
+            try:
+                urlopen(f"{url}/{path}", timeout=5).read()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < until, f"{shlex.join(words)} does not answer"
+                time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_the_python_of_the_readme_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
