@@ -16,6 +16,7 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 
 from roadwork.data.augment import colour, gaussian_blur, motion_blur, warp
+from roadwork.data.augment_challenge import jpeg
 from roadwork.data.augment_colour import colour_matrices, mean_grey
 from roadwork.data.augment_geometry import flips, from_corners, rotations, zooms
 from roadwork.data.augment_noise import add_noise_
@@ -28,11 +29,12 @@ def max_errors(device: torch.device) -> dict[str, float]:
     """Largest difference of a pixel in [0, 1] on smooth pictures, by op and reference; of noise, that of mean and deviation.
 
     `hue_torchvision` is large by design (0.13 at most): ours turns in YIQ, one matrix with the other colours, which keeps
-    grey and luma; torchvision's turns in HSV, which does neither.
+    grey and luma; torchvision's turns in HSV, which does neither. A JPEG of quality 75 changes these pixels by up to 0.08, and
+    a coefficient that is rounded the other way by as much as `jpeg_*` say.
     """
     coarse = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     x = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1).to(device) * 0.4 + 0.3
-    pairs = {**_geometry(x), **_colours(x), **_blurs(x)}
+    pairs = {**_geometry(x), **_colours(x), **_blurs(x), **_codec(x)}
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()} | _noise(device)
 
 
@@ -81,6 +83,14 @@ def _blurs(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         "gaussian_blur_kornia": (gaussian_blur(x, 2.0), kornia.filters.gaussian_blur2d(x, (13, 13), (2.0, 2.0))),
         "motion_blur_kornia": (motion_blur(x, np.array([14.0, 0.0])), straight),
     }
+
+
+def _codec(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of the challenge's photos. torchvision's is libjpeg itself, kornia's a formula like ours."""
+    levels = (x * 255).round()
+    ours, theirs = jpeg(levels / 255, 75), [TF.jpeg(picture, 75) for picture in levels.byte().cpu()]
+    formula = kornia.enhance.jpeg_codec_differentiable(levels / 255, torch.full((len(x),), 75.0, device=x.device))
+    return {"jpeg_torchvision": (ours.cpu(), torch.stack(theirs).float() / 255), "jpeg_kornia": (ours, formula)}
 
 
 def _noise(device: torch.device) -> dict[str, float]:

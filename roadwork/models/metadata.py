@@ -113,6 +113,10 @@ class MetadataEncoder(nn.Module):
             return encoder(value.clamp(0, size - 1).long()), present
         if name == "gps":
             present = torch.isfinite(value).all(-1)
+            if value.device.type == "cpu" and bool((value.abs() > value.new_tensor([90.0, 180.0])).any()):
+                raise ValueError(
+                    f"metadata['gps'] must be within 90 and 180 degrees (NaN: missing); got {value.tolist()}"
+                )
             features = gps_features(torch.where(present[:, None], value, 0.0))
         else:
             present = torch.isfinite(value).all(-1) & (value != 0).any(-1)

@@ -81,8 +81,13 @@ def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partit
 def test_a_relaunch_continues_bit_for_bit(launch: Launch, shards: Path, tmp_path: Path) -> None:
     common = [*TINY, f"--data.shards={shards}", "--checkpoint.every_steps=3", "--training.validate_every_steps=4",
               "--training.image_every_steps=2"]  # fmt: skip
-    whole = launch(PRETRAIN, *common, f"--run.dir={tmp_path / 'whole'}", "--training.max_steps=8")
+    # Without the variable the launcher itself, before anything of ours runs, says that it found no GPU.
+    whole = launch(PRETRAIN, *common, f"--run.dir={tmp_path / 'whole'}", "--training.max_steps=8",
+                   "--monitoring.console=true", DS_ACCELERATOR="cpu")  # fmt: skip
     assert whole.status == 0, whole.output[-3000:]
+    said = whole.output.splitlines()
+    assert all(line.startswith(("pretrain ", "model: ", "run folder: ")) for line in said), "others talk on the console"
+    assert any(re.match(r"pretrain 8/8 .* images/s +loss .* best MCC .* left", line) for line in said), said
     # Killed in step 5 by rank 1 itself: the checkpoint of step 3 is the newest.
     torn = launch("tests/distributed/kill_at.py", "5", "1", *common, f"--run.dir={tmp_path / 'torn'}",
                   "--training.max_steps=8")  # fmt: skip
