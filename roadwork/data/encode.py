@@ -252,7 +252,7 @@ def _masks_of(entry: Entry, masks: bytes | None, folder: MaskFolder | None) -> E
 
 def shrink_for(boxes: np.ndarray, view_size: int) -> int:
     """Largest of 8, 4, 2, 1 by which a photo may shrink so that no view has to be enlarged for it."""
-    side = min(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes.tolist())
+    side = float((boxes[:, 2:] - boxes[:, :2]).min())
     return next((factor for factor in (8, 4, 2) if side / factor >= view_size), 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import cv2
@@ -39,7 +38,6 @@ def mask_size(view_size: int) -> int:
     return check_view_size(view_size) // MASK_STRIDE
 
 
-@functools.lru_cache(maxsize=1024)
 def view_boxes(width: int, height: int, view_size: int, max_views: int = MAX_VIEWS) -> npt.NDArray[np.float32]:
     """Cut 1 to `max_views` views: the whole photo, squares of its short side along the long side, a grid of tiles.
 
@@ -51,23 +49,14 @@ def view_boxes(width: int, height: int, view_size: int, max_views: int = MAX_VIE
         view_size: side of a view in pixels, a multiple of 16.
 
     Returns:
-        float32 [V, 4]: (x0, y0, x1, y1) in whole pixels, inside the photo; the union covers every pixel. Read-only, since
-        photos of one size share it.
+        float32 [V, 4]: (x0, y0, x1, y1) in whole pixels, inside the photo; the union covers every pixel.
     """
     size = check_view_size(view_size)
     if min(width, height) < 1 or max_views < 1:
         raise ValueError(f"a photo of {width}x{height} pixels in {max_views} views: all must be at least 1")
-    boxes = [(0, 0, width, height)]
-    if max(width, height) > max(size, THUMBNAIL):
-        boxes += _closer_boxes(width, height, size, max_views)
-    found = np.asarray(boxes, dtype=np.float32)
-    found.setflags(write=False)
-    return found
-
-
-def _closer_boxes(width: int, height: int, size: int, max_views: int) -> list[tuple[int, int, int, int]]:
-    """The squares and tiles of `view_boxes`."""
-    boxes: list[tuple[int, int, int, int]] = []
+    boxes: list[tuple[int, int, int, int]] = [(0, 0, width, height)]
+    if max(width, height) <= max(size, THUMBNAIL):
+        return np.asarray(boxes, dtype=np.float32)
     short, long = min(width, height), max(width, height)
     squares = 0 if short == long else min(math.ceil(long / short), max_views - 1)
     columns, rows, side = _tile_grid(width, height, max_views - 1 - squares, math.ceil(size / 2))
@@ -79,7 +68,7 @@ def _closer_boxes(width: int, height: int, size: int, max_views: int) -> list[tu
         boxes.append((left, top, left + short, top + short))
     for top in _spread(height, side, rows):
         boxes.extend((left, top, left + side, top + side) for left in _spread(width, side, columns))
-    return boxes
+    return np.asarray(boxes, dtype=np.float32)
 
 
 def _tile_grid(width: int, height: int, budget: int, smallest: int) -> tuple[int, int, int]:
@@ -174,8 +163,6 @@ def scaled_boxes(
     boxes: npt.NDArray[np.float32], photo: tuple[int, int], plane: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
     """Boxes in pixels of the photo (width, height) to whole pixels of a copy of it [h, w, ...], never empty."""
-    if (plane[1], plane[0]) == photo:
-        return boxes
     scale = np.array([plane[1] / photo[0], plane[0] / photo[1]] * 2)
     scaled: npt.NDArray[np.float64] = np.rint(boxes * scale)
     limit = np.array([plane[1], plane[0]])
