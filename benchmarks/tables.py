@@ -116,11 +116,11 @@ def consequence(row: Mapping[str, Any]) -> str:
     by_mcc, by_auc = _verdict(row, ""), _verdict(row, "auc_")
     if by_mcc == "helps":
         return "on: it helps"
+    claim = next((claim for claim in CLAIMS if claim.name == row["name"]), None)
     if by_mcc == "harms":
-        return "to be switched off: it harms"
+        return f"off {claim.off}" if claim and claim.off else "to be switched off: it harms"
     seen = {"helps": "it ranks better", "harms": "it ranks worse", "not shown": "nothing shown"}[by_auc]
-    kept = next((claim.kept for claim in CLAIMS if claim.name == row["name"]), "")
-    return f"stays: {seen}" + (f"; {kept}" if kept else "")
+    return f"stays: {seen}" + (f"; {claim.kept}" if claim and claim.kept else "")
 
 
 def picture(result: Mapping[str, Any]) -> str:

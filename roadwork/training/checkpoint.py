@@ -162,8 +162,7 @@ def gather_training_state(masters: Masters, average: Average | None) -> dict[str
     made: dict[str, dict[str, Tensor]] = {}
     for file, flats in sources.items():
         made[file] = {}
-        for name in masters.parameters:
-            whole = masters.gather(name, flats)
+        for name, whole in masters.gather(flats):
             if masters.engine.is_main:
                 made[file][name] = whole.detach().to("cpu", copy=True).contiguous()
     counts = [float(state[SCALAR_STATE]) for state in states if SCALAR_STATE in state]

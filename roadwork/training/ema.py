@@ -34,7 +34,7 @@ class Average:
 
     def whole(self) -> dict[str, Tensor]:
         """The average as whole fp32 tensors by parameter name. Collective."""
-        return {name: self.masters.gather(name, self.flats) for name in self.masters.parameters}
+        return dict(self.masters.gather(self.flats))
 
     def load(self, whole: dict[str, Tensor], updates: int) -> None:
         """Continue from whole tensors."""

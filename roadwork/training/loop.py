@@ -427,7 +427,7 @@ class Trainer:
         return True
 
     def _save_best(self, whole: dict[str, Tensor] | None) -> None:
-        tensors = whole or {name: self.masters.gather(name, self.masters.flats()) for name in self.masters.parameters}
+        tensors = whole or dict(self.masters.gather(self.masters.flats()))
         if self.engine.is_main:
             best.keep_best(self.folder, self.counters.step, self.model, {**self.constants, **tensors})
 

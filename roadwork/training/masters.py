@@ -17,6 +17,9 @@ from torch import Tensor
 
 from roadwork.engine import Engine
 
+BUCKET = 2**24
+"""Elements that are gathered together: tensor by tensor, small ones would take as many round trips as large ones."""
+
 
 class Masters:
     """Names, partitions and optimizer state behind a prepared model.
@@ -55,17 +58,24 @@ class Masters:
         """The optimizer's parameter groups, whose `lr` is read at the next step."""
         return self.optimizer.param_groups
 
-    def gather(self, name: str, flats: list[Tensor]) -> Tensor:
-        """A whole fp32 tensor, shaped like the parameter, from tensors shaped like `flats()`. Collective."""
-        parameter = self.parameters[name]
+    def gather(self, flats: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Names and whole fp32 tensors, shaped like the parameters, from tensors shaped like `flats()`. Collective: every
+        process reads to the end. Some share their memory with others."""
         if self._zero is None:
-            return flats[self._index[id(parameter)]].detach().float()
-        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=self.engine.device)
-        for part, owned in self._fragments(parameter, flats):
-            whole[part] = owned.detach()
-        if self.engine.world_size > 1:
-            dist.all_reduce(whole, group=self._zero.dp_process_group)
-        return whole.view_as(parameter)
+            for name, parameter in self.parameters.items():
+                yield name, flats[self._index[id(parameter)]].detach().float()
+            return
+        for names in _buckets({name: parameter.numel() for name, parameter in self.parameters.items()}):
+            parts = [self.parameters[name] for name in names]
+            bucket = torch.zeros(sum(p.numel() for p in parts), dtype=torch.float32, device=self.engine.device)
+            wholes = bucket.split([p.numel() for p in parts])
+            for parameter, whole in zip(parts, wholes, strict=True):
+                for part, owned in self._fragments(parameter, flats):
+                    whole[part] = owned.detach()
+            if self.engine.world_size > 1:
+                dist.all_reduce(bucket, group=self._zero.dp_process_group)
+            for name, parameter, whole in zip(names, parts, wholes, strict=True):
+                yield name, whole.view_as(parameter)
 
     def scatter(self, name: str, flats: list[Tensor], whole: Tensor) -> None:
         """Write this rank's part of a whole tensor into tensors shaped like `flats()`. Not collective."""
@@ -141,6 +151,18 @@ class Masters:
             return None
         norm: float | Tensor | None = self.engine.accelerator.deepspeed_engine_wrapped.engine.get_global_grad_norm()
         return norm
+
+
+def _buckets(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Names in their order, so many together that their elements stay within BUCKET, at least one."""
+    names: list[str] = []
+    for name, size in sizes.items():
+        if names and sum(sizes[n] for n in names) + size > BUCKET:
+            yield names
+            names = []
+        names.append(name)
+    if names:
+        yield names
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:

@@ -34,7 +34,7 @@ class Watched(Trainer):
             return validate(*given, **named)
 
         average = self.average.whole()
-        weights = {name: self.masters.gather(name, self.masters.flats()) for name in self.masters.parameters}
+        weights = dict(self.masters.gather(self.masters.flats()))
         loop.validate = watched
         return super()._validate()
 
