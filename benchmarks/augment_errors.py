@@ -29,8 +29,8 @@ def max_errors(device: torch.device) -> dict[str, float]:
     """Largest difference of a pixel in [0, 1] on smooth pictures, by op and reference; of noise, that of mean and deviation.
 
     `hue_torchvision` is large by design (0.13 at most): ours turns in YIQ, one matrix with the other colours, which keeps
-    grey and luma; torchvision's turns in HSV, which does neither. A JPEG of quality 75 changes these pixels by up to 0.08, and
-    a coefficient that is rounded the other way by as much as `jpeg_*` say.
+    grey and luma; torchvision's turns in HSV, which does neither. `jpeg_*` are what a
+    coefficient makes that is rounded the other way.
     """
     coarse = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     x = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1).to(device) * 0.4 + 0.3

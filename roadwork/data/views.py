@@ -133,15 +133,15 @@ def _cut(image: Array, boxes: npt.NDArray[np.float32], size: int) -> Array:
     """[H, W(, C)] -> [V, size, size(, C)], each box from the smallest copy that still has its pixels."""
     halved = [image]
     views = np.empty((len(boxes), size, size, *image.shape[2:]), dtype=np.uint8)
-    for number, (x0, y0, x1, y1) in enumerate(_corners(image, boxes)):
+    for view, box, (x0, y0, x1, y1) in zip(views, boxes, _corners(image, boxes), strict=True):
         level = max(min(x1 - x0, y1 - y0) // size, 1).bit_length() - 1
         while len(halved) <= level:
             height, width = halved[-1].shape[:2]
             halved.append(_resized(halved[-1], width // 2, height // 2, cv2.INTER_AREA))
         if level:
-            smaller = scaled_boxes(boxes[number, None], image.shape[1::-1], halved[level].shape)
+            smaller = scaled_boxes(box[None], image.shape[1::-1], halved[level].shape)
             ((x0, y0, x1, y1),) = _corners(halved[level], smaller)
-        _draw(halved[level][y0:y1, x0:x1], views[number])
+        _draw(halved[level][y0:y1, x0:x1], view)
     return views
 
 

@@ -113,9 +113,11 @@ class MetadataEncoder(nn.Module):
             return encoder(value.clamp(0, size - 1).long()), present
         if name == "gps":
             present = torch.isfinite(value).all(-1)
-            if value.device.type == "cpu" and bool((value.abs() > value.new_tensor([90.0, 180.0])).any()):
+            outside = (value.abs() > value.new_tensor([90.0, 180.0])).any(-1)
+            if value.device.type == "cpu" and bool(outside.any()):
                 raise ValueError(
-                    f"metadata['gps'] must be within 90 and 180 degrees (NaN: missing); got {value.tolist()}"
+                    f"metadata['gps'] has {value[outside][0].tolist()}; expected [latitude, longitude] within 90 and 180 "
+                    f"degrees, NaN where missing"
                 )
             features = gps_features(torch.where(present[:, None], value, 0.0))
         else:

@@ -20,7 +20,7 @@ from torch import Tensor
 from roadwork.engine import Engine
 
 PIECE = 2**24
-"""Elements whose norm is taken at once, in float64: a CPU's fp32 sum is wrong in the fifth digit. That takes a copy."""
+"""Elements whose norm is taken at once, in float64: a long sum in fp32 is not exact enough on a CPU. That takes a copy."""
 
 
 class Gradients:

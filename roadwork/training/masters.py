@@ -156,11 +156,13 @@ class Masters:
 def _buckets(sizes: dict[str, int]) -> Iterator[list[str]]:
     """Names in their order, so many together that their elements stay within BUCKET, at least one."""
     names: list[str] = []
+    held = 0
     for name, size in sizes.items():
-        if names and sum(sizes[n] for n in names) + size > BUCKET:
+        if names and held + size > BUCKET:
             yield names
-            names = []
+            names, held = [], 0
         names.append(name)
+        held += size
     if names:
         yield names
 

@@ -8,6 +8,7 @@ import torch
 from torch.distributed import distributed_c10d as c10d
 
 import roadwork.training.loop as loop
+import roadwork.training.masters as masters
 import roadwork.training.pretrain as stage
 from roadwork.command_line import parse
 from roadwork.training.loop import Trainer
@@ -15,6 +16,7 @@ from roadwork.training.validation import validate
 from tests.training.reads import Reads
 
 stem, positions = sys.argv[1], {}
+masters.BUCKET = 5000  # so that a small network is gathered in several
 
 
 class Watched(Trainer):

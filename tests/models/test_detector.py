@@ -272,7 +272,10 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
         ("a box is \\[nan", (good, None, None, boxes * float("nan"))),
         ("a box is \\[1.0, 0.0, 0.0, 1.0\\]", (good, None, None, boxes[..., [2, 1, 0, 3]])),
         ("metadata\\['gps'\\]", (good, None, {"gps": torch.rand(2)})),
-        ("within 90 and 180 degrees", (good, None, {"gps": torch.tensor([[500.0, 999.0], [40.0, -80.0]])})),
+        (
+            "has \\[500.0, 999.0\\]; expected \\[latitude, longitude\\]",
+            (good, None, {"gps": torch.tensor([[500.0, 999.0], [40.0, -80.0]])}),
+        ),
         ("metadata\\['weather'\\]", (good, None, {"weather": torch.tensor([1, 8])})),
     ]
     for message, arguments in cases:

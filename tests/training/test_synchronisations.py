@@ -16,6 +16,7 @@ def test_a_step_waits_for_the_device_once_to_log_and_to_show_the_experts_load(tr
             made.optimizer_step(step, batches)
         # The engine without ZeRO asks besides whether the norm is finite, before it steps.
         assert set(reads.places) - ON_THE_HOST == {"totals.py total", "loop.py _apply"}
+        assert not any(reads.kinds[f"loop.py _record {kind}"] for kind in ("cpu", "item", "tolist"))
         assert reads.kinds["totals.py total cpu"] == reads.places["loop.py _apply"] == 1
     ((step, shape, kept),) = shown
     assert (step, shape) == (1, (1, made.config.model.num_experts)) and kept >= 1
