@@ -58,6 +58,7 @@ class Watched(Trainer):
             "parameters": sum(p.numel() for p in self.masters.parameters.values()),
             "held": self._held(),
             "validated": self.validated,
+            "gathered": self._computes_with(dict(self.masters.gather(self.masters.flats()))),
             "waits": self.reads.waits(),
             "timeouts": sorted(
                 {group._get_backend(host).options._timeout.total_seconds() for group in c10d._world.pg_map}

@@ -61,6 +61,7 @@ def test_two_ranks_train_one_model_on_different_photos_with_the_optimizer_partit
     assert ranks[0]["weights"] == ranks[1]["weights"], "the ranks hold different weights after training"
     assert ranks[0]["stage"] == 2 and ranks[0]["dtype"] == "torch.bfloat16"
     assert all(rank["validated"] == {"average": True, "weights": False} for rank in ranks)
+    assert all(rank["gathered"] for rank in ranks), "what is gathered are not the masters of the weights"
     waits = {"gradients.py _global_norm": 1, "totals.py total": 1}
     assert all(rank["waits"] == waits for rank in ranks), "the host waits to know whether to step, and to log"
     limit = parse("pretrain", TINY).config.engine.timeout_s
