@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.ablation_variants import BASE, CLAIMS, ENSEMBLE, FOLDS, NETWORK, TTA, VARIANTS, Claim, Side
 from benchmarks.paired import Trial, paired_difference
@@ -54,7 +55,10 @@ class Size:
 
 FULL = Size(photos=1200, view_size=128, epochs=6, max_steps=0, folds=3, augmentations=8)
 QUICK = Size(photos=480, view_size=128, epochs=3, max_steps=0, folds=2, augmentations=4)
-SEEDS = {"full": 5, "quick": 3}
+SEEDS = {"full": 5, "quick": 5}
+FIRST_SEED = 100
+"""Far from the demo's: what is chosen here must not have been chosen on the demo's test photos."""
+DEMO = ROOT / "launch" / "configs" / "demo.yaml"
 
 
 class Ablation:
@@ -67,16 +71,17 @@ class Ablation:
     def answers(self, variant: str, seed: int) -> dict[str, Any]:
         """The test photos' answers of one training run, made now or kept from before."""
         path = self.out / "answers" / f"{variant}-seed-{seed}.json"
+        made: dict[str, Any] = {"variant": variant, "seed": seed, **made_with(variant, self.size)}
         if path.is_file():
             stored: dict[str, Any] = json.loads(path.read_text())
-            if stored["size"] == json.loads(json.dumps(asdict(self.size))):
-                return stored
-            raise SystemExit(f"{path} was made with another size: {stored['size']}; give another --out")
+            for name, value in made.items():
+                if stored.get(name) != json.loads(json.dumps(value)):
+                    raise SystemExit(f"{path} was made with another {name}: {stored.get(name)}; give another --out")
+            return stored
         shards = self.shards(seed)
         run = self.out / "runs" / f"{variant}-seed-{seed}"
         say(f"seed {seed}: {variant}")
         self.train(variant, seed, run, shards)
-        made = {"variant": variant, "seed": seed, "options": VARIANTS[variant], "size": asdict(self.size)}
         made |= read_answers(run, shards, variant == BASE)
         write_atomic(path, json.dumps(made))
         if not self.keep:
@@ -115,7 +120,7 @@ class Ablation:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-        script = [f"launch/{stage}.py", "--config", "launch/configs/demo.yaml"]
+        script = [f"launch/{stage}.py", "--config", str(DEMO)]
         self._run(log, [*launcher, "--main_process_port", port, *script, *words])
 
     def _run(self, log: str, words: list[str]) -> None:
@@ -128,6 +133,16 @@ class Ablation:
             )
         if done.returncode:
             raise SystemExit(f"{' '.join(words)} ended with status {done.returncode}; its output is in {path}")
+
+
+def made_with(variant: str, size: Size) -> dict[str, Any]:
+    """What a training run's answers depend on besides the code and the seed."""
+    return {"size": asdict(size), "options": VARIANTS[variant], "demo": demo_options()}
+
+
+def demo_options() -> dict[str, Any]:
+    """The demo's options, which every variant starts from; photos are drawn and cut by an ablation's own size."""
+    return {name: value for name, value in yaml.safe_load(DEMO.read_text()).items() if name != "pipeline"}
 
 
 def read_answers(run: Path, shards: Path, several: bool) -> dict[str, Any]:
@@ -216,6 +231,7 @@ def summary(found: dict[str, list[dict[str, Any]]], size: Size, resamples: int) 
     return {
         "benchmark": "ablation",
         "size": asdict(size),
+        "demo": demo_options(),
         "test_photos": sum(len(label) for label in labels),
         "test_groups": sum(len(set(one["group"])) for one in base),
         "resamples": resamples,
@@ -239,7 +255,7 @@ def say(line: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--quick", action="store_true", help="fewer seeds, fewer and smaller photos")
+    p.add_argument("--quick", action="store_true", help="fewer photos, epochs and folds")
     p.add_argument("--out", type=Path, help="shards, runs and answers (default: runs/ablation or runs/ablation-quick)")
     p.add_argument("--variants", help=f"comma-separated training runs beside {BASE} (default: all)")
     p.add_argument("--seeds", type=int, help="number of seeds")
@@ -264,8 +280,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(wanted) - set(VARIANTS):
         raise SystemExit(f"unknown variants {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
     ablation = Ablation(out.resolve(), size, options.keep)
+    seeds = range(FIRST_SEED, FIRST_SEED + (options.seeds or SEEDS[form]))
     found: dict[str, list[dict[str, Any]]] = {}
-    for variant, seed in trials([BASE, *wanted], range(options.seeds or SEEDS[form])):
+    for variant, seed in trials([BASE, *wanted], seeds):
         found.setdefault(variant, []).append(ablation.answers(variant, seed))
     result = summary(found, size, options.resamples)
     if not options.json:

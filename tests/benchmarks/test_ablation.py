@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import ablation
 from benchmarks.ablation_variants import BASE, CLAIMS, ENSEMBLE, FOLDS, NETWORK, TTA, VARIANTS
@@ -42,7 +43,7 @@ def answers(folder, variant, seed, size=SIZE):
     if variant == BASE:
         systems |= {FOLDS: [answer(0.8), answer(0.8)], ENSEMBLE: [answer(0.6)], TTA: [answer(0.8)]}
     made = {
-        "variant": variant, "seed": seed, "options": VARIANTS[variant], "size": ablation.asdict(size),
+        "variant": variant, "seed": seed, **ablation.made_with(variant, size),
         "id": [f"{seed}-{k}" for k in range(len(label))], "label": label.tolist(),
         "group": [f"{seed}-{k // 3}" for k in range(len(label))], "systems": systems,
     }  # fmt: skip
@@ -53,7 +54,7 @@ def answers(folder, variant, seed, size=SIZE):
 def test_finished_runs_are_kept_and_compared(tmp_path, capsys, monkeypatch):
     """With every answer there nothing is launched; the last line holds a row with an interval for every claim."""
     for variant in VARIANTS:
-        for seed in range(2):
+        for seed in (ablation.FIRST_SEED, ablation.FIRST_SEED + 1):
             answers(tmp_path / "answers", variant, seed)
     monkeypatch.setattr(ablation, "QUICK", SIZE)
     words = ["--quick", "--seeds", "2", "--out", str(tmp_path), "--resamples", "200", "--json"]
@@ -68,6 +69,22 @@ def test_answers_of_another_size_are_refused(tmp_path):
     answers(tmp_path / "answers", "no_ema", 0, ablation.FULL)
     with pytest.raises(SystemExit, match="another size.*--out"):
         ablation.Ablation(tmp_path, SIZE).answers("no_ema", 0)
+
+
+def test_answers_of_another_demo_or_another_variant_are_refused(tmp_path, monkeypatch):
+    answers(tmp_path / "answers", "no_ema", 0)
+    monkeypatch.setattr(ablation, "demo_options", lambda: {"model": {"keep_ratio": 0.5}})
+    with pytest.raises(SystemExit, match="another demo.*--out"):
+        ablation.Ablation(tmp_path, SIZE).answers("no_ema", 0)
+    monkeypatch.undo()
+    monkeypatch.setitem(VARIANTS, "no_ema", ("--training.ema_decay=0.5",))
+    with pytest.raises(SystemExit, match="another options.*--out"):
+        ablation.Ablation(tmp_path, SIZE).answers("no_ema", 0)
+
+
+def test_nothing_is_chosen_on_the_photos_that_the_demo_is_judged_by():
+    demo = yaml.safe_load(ablation.DEMO.read_text())
+    assert demo["seed"] not in range(ablation.FIRST_SEED, ablation.FIRST_SEED + 100)
 
 
 def test_runs_over_other_photos_are_never_compared(tmp_path):

@@ -51,6 +51,23 @@ def test_the_interval_knows_of_the_seeds():
     assert paired_difference([good], "mcc", 300).verdict == "helps"
 
 
+def test_few_seeds_are_not_taken_for_many():
+    """The interval's width is that of the mean of n seeds that differ, not (n - 1) / n of its variance."""
+    rng = np.random.default_rng(0)
+    label, group = rng.integers(0, 2, 400), np.arange(400).astype(str)
+    right = np.where(label == 1, 0.9, 0.1)
+    gains = (0.3, 0.5, 0.7)  # of answers that a seed gets wrong without the component
+    trials = []
+    for gain in gains:
+        wrong = rng.random(400) < gain / 2
+        trials.append(Trial(label, group, right[None], np.where(wrong, 1 - right, right)[None]))
+    values = [paired_difference([one], "mcc", 10).value for one in trials]
+    found = paired_difference(trials, "mcc", 4000)
+    expected = np.std(values, ddof=1) / np.sqrt(len(values))
+    width = (found.high - found.low) / (2 * 1.96)
+    assert width > 0.95 * expected
+
+
 def test_the_interval_knows_of_groups():
     """Photos of one video are one observation: copying each photo ten times within its group narrows nothing."""
     one = trial(0, 0.4)
