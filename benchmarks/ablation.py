@@ -69,7 +69,10 @@ class Ablation:
         (out / "logs").mkdir(parents=True, exist_ok=True)
 
     def answers(self, variant: str, seed: int) -> dict[str, Any]:
-        """The test photos' answers of one training run, made now or kept from before."""
+        """The test photos' answers of one training run, made now or kept from before.
+
+        SystemExit where the kept ones were made otherwise.
+        """
         path = self.out / "answers" / f"{variant}-seed-{seed}.json"
         made: dict[str, Any] = {"variant": variant, "seed": seed, **made_with(variant, self.size)}
         if path.is_file():
@@ -197,7 +200,10 @@ def _log_odds(run: Path, name: str, ids: list[str]) -> np.ndarray:
 
 
 def row(claim: Claim, found: dict[str, list[dict[str, Any]]], resamples: int) -> dict[str, Any]:
-    """One claim's differences over all seeds; `found`: answers per training run, one per seed."""
+    """One claim's differences over all seeds; `found`: answers per training run, one per seed.
+
+    SystemExit where two runs of a seed saw different test photos.
+    """
     trials: list[Trial] = []
     means: dict[str, list[float]] = {"with": [], "without": []}
     for one, other in zip(found[claim.with_it.variant], found[claim.without.variant], strict=True):
@@ -270,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is missing, then compare."""
+    """Run what is missing, then compare. SystemExit for variants that are unknown."""
     options = parser().parse_args(argv)
     form = "quick" if options.quick else "full"
     given = {name: value for name in ("photos", "epochs", "max_steps") if (value := getattr(options, name)) is not None}

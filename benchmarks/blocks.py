@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def attention(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[tuple[str, Step]]:
-    """Ours and Qwen3-Next's, without rotation."""
+    """Ours and Qwen3-Next's, without rotation, each a pass over [photos, views, hidden]."""
     c, x = ModelConfig(), tokens(arguments, dtype)
     shape = (arguments.photos, arguments.views, c.hidden_dim // c.num_heads)
     rotation = torch.ones(shape, dtype=dtype, device=x.device), torch.zeros(shape, dtype=dtype, device=x.device)
@@ -71,7 +71,7 @@ def attention(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[tup
 
 
 def experts(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[tuple[str, Step]]:
-    """Ours and Qwen3-MoE's."""
+    """Ours and Qwen3-MoE's, each a pass over [photos, views, hidden]."""
     c, x = ModelConfig(), tokens(arguments, dtype)
     for backend in EXPERT_BACKENDS:
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def experts(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[tuple
 
 
 def first(block: nn.Module, x: Tensor, **more: Any) -> Tensor:
-    """The first of the several things that a block returns."""
+    """The first of the several things that a block returns, shaped like x."""
     return cast("Tensor", block(x, **more)[0])
 
 
@@ -94,7 +94,7 @@ def tokens(arguments: argparse.Namespace, dtype: torch.dtype) -> Tensor:
 
 
 def step(block: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Step:
-    """A forward and backward pass; returns the output and the gradient of the input."""
+    """A forward and backward pass; returns the output and the gradient of the input, both shaped like x."""
     x = x.detach().requires_grad_()
 
     def run() -> list[Tensor]:

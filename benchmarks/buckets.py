@@ -69,7 +69,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def launch(scratch: Path, processes: int, gpu: bool, words: list[str]) -> dict[str, Any]:
-    """One launch of all ranks; what rank 0 wrote."""
+    """One launch of all ranks; what rank 0 wrote. UserError where the launch fails."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
         "--config_file", str(ROOT / "accelerate_configs" / ("gpu.yaml" if gpu else "cpu.yaml")),

@@ -40,7 +40,7 @@ print(time.perf_counter() - started)
 
 
 def weights_of(n: int) -> npt.NDArray[np.float64]:
-    """The default brackets in random order."""
+    """The default brackets' weights in random order, [n]."""
     return np.random.default_rng(0).choice([5.0, 2.5, 1.0, 0.3], n)
 
 

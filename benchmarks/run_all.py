@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run them one after the other; SystemExit for one that is unknown."""
     options = parser().parse_args(argv)
     wanted = options.only.split(",") if options.only else names()
     if unknown := set(wanted) - set(names()):

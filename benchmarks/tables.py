@@ -151,7 +151,7 @@ def picture(result: Mapping[str, Any]) -> str:
 
 
 def wanted(readme: str, results: Mapping[str, dict[str, Any]]) -> dict[Path, str | None]:
-    """Files as they should be; None: there should be none."""
+    """Files as they should be; None: there should be none. SystemExit where README.md lacks the block's place."""
     text, times = re.subn(
         f"{re.escape(BEGIN)}\n.*?{re.escape(END)}",
         lambda _: f"{BEGIN}\n\n{block(results)}\n{END}",

@@ -62,7 +62,7 @@ TERA = 1e12
 
 @exit_on_user_error
 def main() -> None:
-    """Measure and print; the last line is one JSON object."""
+    """Measure and print; the last line is one JSON object. UserError for several processes without --shards."""
     arguments, more = command_line().parse_known_args()
     gpu = torch.cuda.is_available()
     if launched_world_size() > 1 and not arguments.shards:

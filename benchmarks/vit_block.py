@@ -78,7 +78,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def blocks(arguments: argparse.Namespace, device: torch.device) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-    """timm's block and ours with the same weights, each with its input and its rotary table."""
+    """timm's block and ours with the same weights, each with its input [views, tokens, dim] and its rotary
+    table."""
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     timms = EvaBlock(
@@ -95,7 +96,7 @@ def blocks(arguments: argparse.Namespace, device: torch.device) -> dict[str, tup
 
 
 def step(block: nn.Module, x: Tensor, rope: Tensor) -> Step:
-    """A forward and backward pass; returns the output and every gradient."""
+    """A forward and backward pass of x [views, tokens, dim]; returns the output, shaped like x, and every gradient."""
     x.requires_grad_()
     wanted = [x, *block.parameters()]
 

@@ -35,7 +35,7 @@ COUNTS = {
 
 
 def collected(page: str) -> Counter[str]:
-    """Cases of each test of the files that a page names, as pytest collects them."""
+    """Cases of each test of the files that a page names, as pytest collects them; SystemExit where it cannot."""
     files = sorted({name.partition("::")[0] for name in TEST.findall(page)})
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "--collect-only", "-q"]
     done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, timeout=900)
@@ -77,7 +77,7 @@ def kills(result: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def wanted(page: str, cases: Mapping[str, int], result: Mapping[str, Any] | None) -> str:
-    """The page as it should be."""
+    """The page as it should be; SystemExit where it has no one place for the counts."""
     block = "\n".join(kills(result))
     text, times = re.subn(
         f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", lambda _: f"{BEGIN}\n\n{block}\n\n{END}", page, flags=re.DOTALL

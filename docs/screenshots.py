@@ -73,7 +73,7 @@ def section(page: Path, name: str, width: int, height: int) -> Image.Image:
 
 
 def compressed(picture: Image.Image) -> bytes:
-    """JPEG bytes, as good as LARGEST allows."""
+    """JPEG bytes, as good as LARGEST allows; ValueError where quality 25 is still too large."""
     for quality in range(85, 20, -5):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -84,7 +84,7 @@ def compressed(picture: Image.Image) -> bytes:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
-    """Address of a TensorBoard that has read the folder."""
+    """Address of a TensorBoard that has read the folder; TimeoutError where it does not in two minutes or so."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

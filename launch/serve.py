@@ -8,7 +8,7 @@ from roadwork.inference.options import ServiceOptions
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    """Parse, serve."""
+    """Parse, serve. UserError where the packages of the extra `serve` are missing."""
     options = parse_tool("serve", ServiceOptions, argv)
     try:
         from roadwork.inference.service import serve

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> NoReturn:
-    """Write `error: message` as one line to stderr and exit with status 2; of a launched job's ranks, only the first.
+    """Write `error: message` as one line to stderr and raise SystemExit(2); of a launched job's ranks, only the first.
 
     The launcher ends all ranks as soon as one has left, so the others give the first one time to say its line; what no
     other rank says is said after that.
@@ -45,7 +45,10 @@ def fail(message: str) -> NoReturn:
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Decorator for `main(argv)`: UserError ends as one line and status 2, ctrl-C as 130, success as 0."""
+    """Decorator for `main(argv)`: UserError ends as one line and status 2, ctrl-C as 130, success as 0.
+
+    All but success leave by SystemExit; so does a run whose reader has closed our output, with status 0.
+    """
 
     @functools.wraps(main)
     def framed(*args: Any, **kwargs: Any) -> int:

@@ -89,7 +89,7 @@ def tool_parser(tool: str, kind: type) -> Any:
 
 
 def parse_tool(tool: str, kind: type[Tool], argv: list[str] | None = None) -> Tool:
-    """Read the command line of a tool. Raises as `parse`."""
+    """Read the command line of a tool. As `parse`, it raises UserError where the line does not fit."""
     cli = tool_parser(tool, kind)
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = [name for action in cli._actions for name in action.option_strings]

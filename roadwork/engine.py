@@ -115,7 +115,10 @@ class Engine:
             )
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Wrap model and optimizer; every process group gets the engine's time-out."""
+        """Wrap model and optimizer; every process group gets the engine's time-out.
+
+        UserError where DeepSpeed counts other processes than Accelerate.
+        """
         model, optimizer = self.accelerator.prepare(model, optimizer)
         if self.sharded:
             world = self.accelerator.deepspeed_engine_wrapped.engine.dp_world_size
@@ -135,7 +138,7 @@ class Engine:
             set_timeout(timedelta(seconds=self.timeout_s + GRACE_S), group)
 
     def all_reduce(self, value: torch.Tensor, op: Any = None) -> torch.Tensor:
-        """Reduce in place over all processes (sum by default)."""
+        """Reduce a tensor of any shape in place over all processes (sum by default); returns it. Collective."""
         if self.world_size > 1:
             dist.all_reduce(value, op=op or dist.ReduceOp.SUM)
         return value

@@ -17,7 +17,9 @@ from roadwork.monitoring.progress import Progress
 
 
 def brackets(text: str) -> Brackets:
-    """`50:5,200:2.5,500:1,inf:0.3` to Brackets."""
+    """`50:5,200:2.5,500:1,inf:0.3` (km, weight) to Brackets; ArgumentTypeError without inf at the end, ValueError (also
+    UserError) for what is no number or no bracket.
+    """
     pairs = [(float(km), float(weight)) for km, _, weight in (part.partition(":") for part in text.split(","))]
     if len(pairs) < 2 or pairs[-1][0] != math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}; give km:weight,...,inf:weight")

@@ -80,7 +80,7 @@ class Augment(nn.Module):
     def with_parameters(
         self, views: Tensor, p: Parameters, masks: Tensor | None = None, view_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The pixel work alone, with given parameters of the B photos."""
+        """The pixel work alone, with given parameters of B photos; views [B, V, 3, S, S] and masks as in `forward`."""
         x = views.float() if views.dtype in (torch.float16, torch.bfloat16) else views
         out, moved = (self._together if x.is_cuda else self._one_by_one)(x, p, masks, view_mask)
         return out.to(views.dtype), moved

@@ -30,6 +30,9 @@ def gaussian_blur(views: Tensor, sigma: Tensor | Array | float) -> Tensor:
 
     Args:
         sigma: pixels, one number or [N]. It decides the number of taps, so a tensor should live on the CPU.
+
+    Raises:
+        ValueError: another shape, a sigma that is negative or not finite, or views no larger than the taps' radius.
     """
     if views.dim() != 4:
         raise ValueError(f"gaussian_blur needs views [N, C, H, W], got {list(views.shape)}")

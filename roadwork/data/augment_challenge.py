@@ -79,7 +79,7 @@ def _colours(x: Tensor, matrix: Array) -> Tensor:
 
 
 def quantisation(quality: int) -> Array:
-    """Tables [2, 8, 8] (luma, chroma) of libjpeg's quality 1 to 100."""
+    """Tables [2, 8, 8] (luma, chroma) of libjpeg's quality 1 to 100, each 1 to 255; ValueError for another quality."""
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality is {quality}; give 1 to 100")
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality

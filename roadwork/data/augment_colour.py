@@ -53,7 +53,10 @@ def mean_grey(photo: Tensor) -> Tensor:
 
 
 def colour(views: Tensor, matrix: Tensor) -> Tensor:
-    """matrix [N, 3, 4] applied to every pixel of views [N, 3, H, W]: rgb' = matrix[:, :3] rgb + matrix[:, 3]."""
+    """matrix [N, 3, 4] applied to every pixel of views [N, 3, H, W]: rgb' = matrix[:, :3] rgb + matrix[:, 3].
+
+    ValueError for other shapes.
+    """
     if views.dim() != 4 or views.shape[1] != 3 or matrix.shape != (views.shape[0], 3, 4):
         raise ValueError(
             f"colour needs views [N, 3, H, W] and matrices [N, 3, 4], got {list(views.shape)} and {list(matrix.shape)}"

@@ -90,7 +90,10 @@ def sample(views: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def warp(views: Tensor, matrix: Tensor, mode: str = "bilinear") -> Tensor:
-    """Views [N, C, H, W] under homographies [N, 3, 3] (output to input, coordinates in [-1, 1]); black outside."""
+    """Views [N, C, H, W] under homographies [N, 3, 3] (output to input, coordinates in [-1, 1]); black outside.
+
+    ValueError for other shapes.
+    """
     if views.dim() != 4 or matrix.shape != (views.shape[0], 3, 3):
         raise ValueError(
             f"warp needs views [N, C, H, W] and matrices [N, 3, 3], got {list(views.shape)} and {list(matrix.shape)}"

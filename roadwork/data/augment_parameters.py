@@ -34,7 +34,7 @@ CHALLENGE_SIDE = 224
 
 
 def mix(x: Array) -> Array:
-    """splitmix64's finaliser (Steele et al. 2014): uint64 to well-mixed uint64."""
+    """splitmix64's finaliser (Steele et al. 2014): uint64 of any shape to well-mixed uint64."""
     x = np.asarray(x, np.uint64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -43,7 +43,10 @@ def mix(x: Array) -> Array:
 
 
 def keys(seed: int, epoch: Array, position: Array) -> Array:
-    """One uint64 per photo from (seed, epoch, position); independent of order, batch and process."""
+    """uint64 [B], one per photo, from (seed, epoch, position): independent of order, batch and process.
+
+    epoch, position: integers [B], or one for all.
+    """
     with np.errstate(over="ignore"):
         start = mix(np.array([seed % 2**64], np.uint64) + _GOLDEN)
         state = mix(start ^ (np.asarray(epoch).astype(np.uint64) * _GOLDEN + np.uint64(1)))

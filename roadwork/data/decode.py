@@ -69,6 +69,7 @@ def encode_masks(sheet: Array) -> bytes:
     """uint8 [V * s, s] of class bits -> PNG of at most MAX_MASK_BYTES.
 
     Objects never need that much. What looks like noise is stored in blocks of 2, 4, ... pixels until it fits.
+    ValueError where OpenCV does not encode it.
     """
     side = sheet.shape[1]
     views, block = sheet.reshape(-1, side, side), 1
@@ -84,7 +85,7 @@ def encode_masks(sheet: Array) -> bytes:
 
 
 def decode_masks(data: bytes, num_views: int, size: int) -> Array:
-    """PNG sheet -> uint8 [V, s, s] of class bits (bit k = class k)."""
+    """PNG sheet -> uint8 [V, s, s] of class bits (bit k = class k); size: s, pixels. Unreadable for anything else."""
     sheet = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if sheet is None:
         raise Unreadable("the mask PNG does not decode")

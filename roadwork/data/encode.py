@@ -251,13 +251,19 @@ def _masks_of(entry: Entry, masks: bytes | None, folder: MaskFolder | None) -> E
 
 
 def shrink_for(boxes: np.ndarray, view_size: int) -> int:
-    """Largest of 8, 4, 2, 1 by which a photo may shrink so that no view has to be enlarged for it."""
+    """Largest of 8, 4, 2, 1 by which a photo may shrink so that no view has to be enlarged for it.
+
+    boxes: [V, 4] (x0, y0, x1, y1) in pixels of the photo; view_size: pixels.
+    """
     side = float((boxes[:, 2:] - boxes[:, :2]).min())
     return next((factor for factor in (8, 4, 2) if side / factor >= view_size), 1)
 
 
 def mask_views(bits: np.ndarray, boxes: np.ndarray, view_size: int) -> np.ndarray:
-    """As `make_mask_views`, box by box: most crops hold few of the classes, and only those cost anything."""
+    """As `make_mask_views`, box by box: most crops hold few of the classes, and only those cost anything.
+
+    bits uint8 [H, W] -> uint8 [V, S/4, S/4]; boxes [V, 4] in pixels of `bits`, cut to whole ones.
+    """
     made = []
     for x0, y0, x1, y1 in boxes.astype(int):
         whole = np.array([[0, 0, x1 - x0, y1 - y0]], dtype=np.float32)

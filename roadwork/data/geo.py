@@ -103,7 +103,8 @@ def share_near_only(points: np.ndarray, held: np.ndarray, known: np.ndarray, met
 def clusters(target_latlon: np.ndarray, n_clusters: int = 5) -> np.ndarray:
     """Centres in degrees [K, 2] of the usable target points: k-means of unit vectors, centres back on the sphere.
 
-    K is at most the number of different points; an empty or unusable target gives [0, 2].
+    K is at most the number of different points; an empty or unusable target gives [0, 2]. target_latlon: degrees
+    [M, 2]. UserError for less than one cluster.
     """
     from sklearn.cluster import KMeans
 
@@ -152,8 +153,8 @@ def weights_to_centres(latlon: np.ndarray, centres: np.ndarray, brackets: Bracke
 def balance_classes(weights: np.ndarray, labels: np.ndarray, mode: str = "keep") -> np.ndarray:
     """Scale the weights per class so that weighting by distance does not move the class prior.
 
-    labels int [N], -1 unknown. `none`: as they are; `keep`: the draws have the photos' prior (mean weight 1 in each
-    class); `equal`: draws half and half.
+    weights [N] -> float64 [N]; labels int [N], -1 unknown. `none`: as they are; `keep`: the draws have the photos'
+    prior (mean weight 1 in each class); `equal`: draws half and half. UserError for another mode.
     """
     if mode not in ("none", "keep", "equal"):
         raise UserError(f"class balance: one of none, keep, equal; given {mode!r}")
@@ -171,7 +172,7 @@ def balance_classes(weights: np.ndarray, labels: np.ndarray, mode: str = "keep")
 
 
 def effective_sample_size(weights: np.ndarray) -> float:
-    """Kish: (sum w)^2 / sum w^2."""
+    """Kish 1965: (sum w)^2 / sum w^2 of weights [N], in photos; 0 where they sum to 0."""
     weights = np.asarray(weights, dtype=np.float64)
     return float(weights.sum() ** 2 / (weights**2).sum()) if weights.sum() > 0 else 0.0
 

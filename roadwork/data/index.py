@@ -250,7 +250,11 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
 
 
 def table_of(shards: Sequence[ShardRows]) -> Table:
-    """The columns of one split from its scanned shards, in shard order."""
+    """The columns of one split from its scanned shards, in shard order.
+
+    Each [n], but for `masks_valid` bool [n, 6] and what codes [n] choose from: `box_table` fp32 [boxes, 12, 4]
+    (fractions of the photo, padded with zeros), `group_names` and `city_names`.
+    """
     rows = [row for shard in shards for row in shard.rows]
     groups, group_code = np.unique(np.asarray([str(row["group"] or "") for row in rows]), return_inverse=True)
     cities, city_code = np.unique(np.asarray([row["city"] for row in rows]), return_inverse=True)
@@ -292,6 +296,9 @@ def write_index(
     Args:
         shards: what `scan_shard` found, of all splits, in any order.
         extra: further keys of the manifest (clusters, coverage, prior, ...).
+
+    Raises:
+        UserError: no shards at all, or shards of different view sizes.
     """
     ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.info.split), parse_shard_name(shard.info.name)[1]))
     sizes = {shard.view_size for shard in ordered}
@@ -319,7 +326,14 @@ def update_index(
     columns: Mapping[str, Mapping[str, npt.NDArray[Any]]],
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay."""
+    """Replace columns (`{split: {"gps_weight": array}}`) and manifest keys in one atomic step; the tars stay.
+
+    Arrays have the shape of the column that they replace, [n] or [n, 6], and take its dtype.
+
+    Raises:
+        ValueError: no such column, or another shape.
+        UserError: no such split, or an index that is missing or damaged.
+    """
     root = root_of(folder)
     manifest = read_manifest(root)
     tables = {}
@@ -334,7 +348,10 @@ def update_index(
 
 
 def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Make index and manifest again from the tars alone. GPS weights are then those of the build."""
+    """Make index and manifest again from the tars alone. GPS weights are then those of the build.
+
+    UserError where there are no tars, or one cannot be read.
+    """
     root = root_of(folder)
     store = open_store(root)
     names = shards_in(store)

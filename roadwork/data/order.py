@@ -24,9 +24,9 @@ _CHUNK = 1 << 20
 
 
 def cumulative_table(weights: npt.ArrayLike, out: Floats | None = None) -> Floats:
-    """Running sums of the weights, float64 [n]; refuses what cannot be drawn from, naming the first such sample.
+    """Running sums of the weights, float64 [n]; UserError for what cannot be drawn from, naming the first such sample.
 
-    Weights are looked at in pieces, so that 10^8 of them need no memory beyond themselves and the table.
+    Weights [n] are looked at in pieces, so that 10^8 of them need no memory beyond themselves and the table.
     """
     values = np.asarray(weights)
     if values.ndim != 1 or values.size == 0:

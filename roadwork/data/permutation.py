@@ -42,7 +42,7 @@ class Permutation:
         return self._walk(x, tweak, self._encipher)
 
     def inverse(self, y: Ints, tweak: Words | None = None) -> Ints:
-        """The x with forward(x, tweak) = y."""
+        """The x, int64 [N], with forward(x, tweak) = y; y and `tweak` [N]."""
         return self._walk(y, tweak, self._decipher)
 
     def _walk(self, x: Ints, tweak: Words | None, step: Callable[[Ints, Words], Ints]) -> Ints:

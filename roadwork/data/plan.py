@@ -123,7 +123,10 @@ class Plan:
 
 
 def make_plan(source: Source, options: BuildOptions) -> Plan:
-    """Scan the source's metadata and decide everything that does not need pixels."""
+    """Scan the source's metadata and decide everything that does not need pixels.
+
+    UserError where no row can be used, or an option does not fit what was found.
+    """
     refs, records, rejected, rows_read = scan(source)
     if not records:
         raise UserError(
@@ -212,7 +215,10 @@ def labels_of(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def settle(weights: np.ndarray, labels: np.ndarray, class_balance: str, cap: float) -> np.ndarray:
-    """Class balance, then the cap, in that order."""
+    """Class balance, then the cap, in that order: weights [N] -> [N]; labels int [N], -1 unknown; cap 0: none.
+
+    UserError for a negative cap, or a balance that `balance_classes` does not know.
+    """
     if cap < 0 or math.isnan(cap):
         raise UserError(f"--weight-cap must be above 0, or 0 for none; given {cap}")
     weights = geo.balance_classes(weights, labels, class_balance)
@@ -220,7 +226,10 @@ def settle(weights: np.ndarray, labels: np.ndarray, class_balance: str, cap: flo
 
 
 def target_points(entries: Sequence[Entry], source: Source, options: BuildOptions) -> tuple[np.ndarray, dict[str, Any]]:
-    """Coordinates [M, 2] of the target region and how they were found; [0, 2] for no target."""
+    """Degrees [M, 2] of the target region and how they were found; [0, 2] for no target.
+
+    UserError for both a file and cities, a file that is no such CSV, or a city that nothing has coordinates of.
+    """
     if options.target_gps and options.target_cities:
         raise UserError("--target-gps and --target-cities are two ways to say one thing; give one of them")
     if options.target_gps:
@@ -291,7 +300,10 @@ def describe_weights(
     class_balance: str,
     weight_cap: float,
 ) -> dict[str, Any]:
-    """The manifest's words on the weights of the training photos: target, clusters, brackets, coverage, class prior."""
+    """The manifest's words on the weights of the training photos: target, clusters, brackets, coverage, class prior.
+
+    latlon: degrees [N, 2]; weights [N], as they are drawn by; labels int [N], -1 unknown.
+    """
     known = labels >= 0
     uniform = np.ones(len(weights))
 
@@ -319,7 +331,7 @@ def describe_weights(
 def cut_shards(entries: Sequence[Entry], source: Source, options: BuildOptions) -> list[ShardPlan]:
     """Photos in source order, each split cut into shards of nearly the same size.
 
-    The cut depends on the number of photos only, never on that of processes.
+    The cut depends on the number of photos only, never on that of processes. UserError for a negative size.
     """
     if options.samples_per_shard < 0:
         raise UserError(

@@ -105,7 +105,7 @@ class DecodePool:
         return len(self._jobs) < self.ahead and bool(self._free)
 
     def submit(self, tasks: npt.NDArray[Any], views: int, names: list[str]) -> Job:
-        """Start a batch of TASK records padded to `views` views; `names` are its photos' ids for messages."""
+        """Start a batch of TASK records [n] padded to `views` views; `names` are its photos' ids for messages."""
         lease = self._free.popleft()
         for event in lease.events:
             event.synchronize()
@@ -140,7 +140,10 @@ class DecodePool:
     # -- collecting -----------------------------------------------------------------------------------------------
 
     def result(self, job: Job) -> tuple[dict[str, torch.Tensor], list[tuple[int, str]], Lease | None]:
-        """Wait for a batch: its tensors, (row, reason) of what failed, and the lease of its slot (None: copied out)."""
+        """Wait for a batch: its tensors, (row, reason) of what failed, and the lease of its slot (None: copied out).
+
+        Names and shapes are those of `SlotLayout.arrays`: `views` [B, V, S, S, 3] and what else was wanted.
+        """
         while job.chunks:
             self._receive()
         del self._jobs[job.number]

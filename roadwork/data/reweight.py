@@ -27,7 +27,8 @@ def reweight(
 ) -> dict[str, Any]:
     """Weigh every photo anew by the places in a CSV; returns the new manifest. None: as the shards were built.
 
-    Index and manifest change in one rename.
+    Index and manifest change in one rename. UserError for shards without a train split, shards or a CSV that cannot be
+    read, and options that cannot be.
     """
     manifest = read_manifest(folder)
     points = geo.read_target(target_gps)

@@ -65,7 +65,7 @@ class ShardInfo:
 
 
 def shard_name(split: str, number: int) -> str:
-    """`train-000000.tar`; splits other than SPLITS are refused."""
+    """`train-000000.tar`; UserError for splits other than SPLITS."""
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
     return f"{split}-{number:06d}.tar"

@@ -50,7 +50,8 @@ def assign_splits(
     """Published splits are kept; val (and, where there is no test split, test) are carved from train by group.
 
     Unlabelled records go to `predict`. A train record whose group is in test or in val as published is rejected with
-    `group_in_test` or `group_in_val`; a val record whose group is in test likewise.
+    `group_in_test` or `group_in_val`; a val record whose group is in test likewise. Fractions are shares of each
+    class's photos in [0, 1), UserError for others.
     """
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0.0 <= value < 1.0:

@@ -329,7 +329,7 @@ def _row(video: Video, index: int, frame_number: int, masks: Image) -> dict[str,
 
 
 def draw(index: int, seed: int = 0) -> Photo:
-    """Photo number `index` (from 0) of the benchmark with this `seed`. About 0.1 s of one core."""
+    """Photo number `index` (from 0; UserError below) of the benchmark with this `seed`. About 0.1 s of one core."""
     if index < 0:
         raise UserError(f"the street benchmark has no photo {index}: photos are numbered from 0")
     number, frame_number = _locate(index)
@@ -366,6 +366,7 @@ def write_parquet(
 
     `processes`: how many draw at a time (default: one per core); the files are the same for any number.
     `progress(done, n)` is called as rows arrive. About 70 % of the photos are training photos, by whole videos.
+    UserError for fewer than 24 photos.
     """
     if n < 24:
         raise UserError(f"the street benchmark needs at least 24 photos to have both splits, got {n}: ask for more")

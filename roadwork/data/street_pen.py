@@ -45,6 +45,7 @@ class Pen:
         return np.rint(np.asarray(points, np.float64) * self.scale * 16).astype(np.int32)
 
     def poly(self, points: Points, colour: Colour) -> None:
+        """A filled polygon; points [n, 2] (x, y) in units of the height."""
         pixels = self._pixels(points)
         cv2.fillPoly(self.rgb, [pixels], colour, cv2.LINE_8, 4)
         cv2.fillPoly(self.alpha, [pixels], 255, cv2.LINE_8, 4)
@@ -66,14 +67,14 @@ class Pen:
             cv2.fillPoly(self.alpha, [outline], 255, cv2.LINE_8, 4)
 
     def line(self, points: Points, width: float, colour: Colour) -> None:
-        """A stroke with round ends; `width` in units of the height."""
+        """A stroke with round ends; points [n, 2] and `width` in units of the height."""
         pixels = self._pixels(points)
         thickness = max(1, round(width * self.scale))
         cv2.polylines(self.rgb, [pixels], False, colour, thickness, cv2.LINE_8, 4)
         cv2.polylines(self.alpha, [pixels], False, 255, thickness, cv2.LINE_8, 4)
 
     def stripes(self, points: Points, first: Colour, second: Colour, pitch: float, slope: float = 1.0) -> None:
-        """A polygon filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 = upright."""
+        """A polygon [n, 2] filled with bands; `pitch`: length of a pair along x; `slope`: 1 = 45 degrees, 0 upright."""
         self.poly(points, first)
         left, top = (float(edge) * self.scale for edge in np.asarray(points).min(axis=0))
         clip = np.zeros(self.alpha.shape, np.uint8)

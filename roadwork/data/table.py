@@ -21,7 +21,7 @@ MAP_FROM = 1_000_000
 
 
 def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: Floats) -> Floats:
-    """`cumulative_table(weights)` as a read-only memory map of `DIR/{name}.cumulative-{key}.npy`.
+    """`cumulative_table(weights)`, float64 [n], as a read-only memory map of `DIR/{name}.cumulative-{key}.npy`.
 
     `key` stands for the weights' content (an index file's hash): the weights are read only where the file is missing.
 

@@ -50,6 +50,10 @@ def view_boxes(width: int, height: int, view_size: int, max_views: int = MAX_VIE
 
     Returns:
         float32 [V, 4]: (x0, y0, x1, y1) in whole pixels, inside the photo; the union covers every pixel.
+
+    Raises:
+        ValueError: a side or `max_views` below 1.
+        UserError: a view size that is no such multiple.
     """
     size = check_view_size(view_size)
     if min(width, height) < 1 or max_views < 1:
@@ -179,7 +183,7 @@ def make_mask_views(bits: Array, boxes: npt.NDArray[np.float32], view_size: int,
     """Cut masks of class bits like the views: uint8 [H, W] (bit k = class k) -> uint8 [V, S/4, S/4].
 
     A class is set where it covers at least half of the pixel. Masks may have another resolution than the boxes' photo
-    only if the boxes were scaled with them.
+    only if the boxes [V, 4] were scaled with them. ValueError for another shape or type.
     """
     size = mask_size(view_size)
     if bits.ndim != 2 or bits.dtype != np.uint8:
@@ -216,10 +220,10 @@ def _resize_plane(crop: Array, size: int) -> Array:
 
 
 def compose_sheet(views: Array) -> Array:
-    """Views [V, S, S(, 3)] -> one sheet [V * S, S(, 3)], view 0 on top.
+    """Views [V, S, S, 3] -> one sheet [V * S, S, 3], view 0 on top; planes [V, S, S] -> [V * S, S].
 
     One column: a decoded sheet then IS the views in memory order, so a loader decodes straight into its batch, and a
-    reader without this package needs only `sheet.reshape(V, S, S, 3)`.
+    reader without this package needs only `sheet.reshape(V, S, S, 3)`. ValueError for views of another shape.
     """
     if views.ndim not in (3, 4) or views.shape[1] != views.shape[2]:
         raise ValueError(f"views are [V, S, S] or [V, S, S, 3]; got {views.shape}")
@@ -227,7 +231,7 @@ def compose_sheet(views: Array) -> Array:
 
 
 def split_sheet(sheet: Array, num_views: int, size: int) -> Array:
-    """The inverse of `compose_sheet`, without a copy."""
+    """The inverse of `compose_sheet`, no copy: [V * S, S, ...] -> [V, S, S, ...]; ValueError for another size."""
     if sheet.shape[:2] != (num_views * size, size):
         raise ValueError(
             f"a sheet of {num_views} views of {size} px is {num_views * size}x{size}; got {sheet.shape[:2]}"

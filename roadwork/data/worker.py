@@ -35,6 +35,8 @@ def fill_rows(
 ) -> list[tuple[int, str]]:
     """Decode photos into their rows of a slot; (row, reason) of each that could not be, its row left black.
 
+    tasks: TASK records [n]; arrays: those of `SlotLayout.arrays`, [B, ...], written in place.
+
     Raises:
         UserError, OSError, MemoryError: a shard that cannot be opened, fetched or read is no fault of a photo.
     """
@@ -52,7 +54,10 @@ def fill_rows(
 def read_rows(
     tasks: npt.NDArray[Any], reader: RangeReader, layout: SlotLayout, arrays: Arrays
 ) -> tuple[list[tuple[int, str]], list[str]]:
-    """What `fill_rows` gives, and what kept it from reading a shard, with the remedy: the run then has to stop."""
+    """What `fill_rows` gives, and what kept it from reading a shard, with the remedy: the run then has to stop.
+
+    tasks: TASK records [n]; arrays: as in `fill_rows`.
+    """
     try:
         return fill_rows(tasks, reader, layout, arrays), []
     except UserError as error:

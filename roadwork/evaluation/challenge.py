@@ -60,7 +60,7 @@ def _resized(photo: Picture, size: int) -> Picture:
 
 
 def rotated(photo: Picture, degrees: float) -> Picture:
-    """Counter-clockwise about the centre, same frame, nearest neighbour, black corners."""
+    """uint8 [H, W, 3] turned counter-clockwise about the centre, same frame, nearest neighbour, black corners."""
     height, width = photo.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     turned = cv2.warpAffine(photo, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=(0, 0, 0))
@@ -78,27 +78,27 @@ def square_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 
 def desaturated(photo: Picture, factor: float) -> Picture:
-    """Chroma times `factor` around the luma (BT.601)."""
+    """uint8 [H, W, 3] with its chroma times `factor` around the luma (BT.601)."""
     pixels = photo.astype(np.float32)
     luma = (pixels @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
     return np.asarray(np.clip(luma + factor * (pixels - luma), 0, 255), dtype=np.uint8)
 
 
 def dimmed(photo: Picture, factor: float) -> Picture:
-    """Every value times `factor`: what the service calls contrast."""
+    """uint8 [H, W, 3] with every value times `factor`, at most 1: what the service calls contrast."""
     return np.asarray(photo.astype(np.float32) * factor, dtype=np.uint8)
 
 
 def resampled(photo: Picture, factor: int) -> Picture:
-    """Down by `factor` without smoothing and up again, bilinear: what the service calls JPEG."""
+    """uint8 [H, W, 3] down by `factor` without smoothing and up again, bilinear: what the service calls JPEG."""
     height, width = photo.shape[:2]
     small = cv2.resize(photo, (width // factor, height // factor))
     return np.asarray(cv2.resize(small, (width, height)), dtype=np.uint8)
 
 
 def noisy(photo: Picture, variance: float, rng: np.random.Generator) -> Picture:
-    """Gaussian noise of that variance (of 1) on luma and chroma in studio range, so 255/219 and 255/224 larger in
-    full.
+    """uint8 [H, W, 3] with Gaussian noise of that variance (of 1) on luma and chroma in studio range, so 255/219 and
+    255/224 larger in full.
     """
     noise = rng.standard_normal((*photo.shape[:2], 3)) * math.sqrt(variance) * 255.0
     luma, red, blue = noise[..., 0] * 255 / 219, noise[..., 1] * 255 / 224, noise[..., 2] * 255 / 224
@@ -107,12 +107,12 @@ def noisy(photo: Picture, variance: float, rng: np.random.Generator) -> Picture:
 
 
 def blurred(photo: Picture, kernel: int) -> Picture:
-    """Gaussian of that odd kernel size with sigma kernel / 6."""
+    """uint8 [H, W, 3] under a Gaussian of that odd kernel size in pixels, with sigma kernel / 6."""
     return np.asarray(cv2.GaussianBlur(photo, (kernel, kernel), kernel / 6.0), dtype=np.uint8)
 
 
 def jpeg(photo: Picture, quality: int = JPEG_QUALITY) -> bytes:
-    """The bytes that are sent."""
+    """The bytes of uint8 [H, W, 3] that are sent."""
     buffer = io.BytesIO()
     Image.fromarray(photo).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
@@ -123,7 +123,7 @@ def degrade(photo: Picture, level: int, rng: np.random.Generator, size: int = SI
 
     Level 0: centred square. 1: rotation up to 20 degrees, square crop of 0.2 to 1 of the area. 2: also saturation,
     dimming and resampling, each at severity 0 or 1. 3: the same at severity 0 to 2, then noise and blur at 0 to 2.
-    There are no flips: the service's own code never performs them.
+    There are no flips: the service's own code never performs them. ValueError for another level, shape or type.
     """
     if not 0 <= level < LEVELS:
         raise ValueError(f"level must be 0 to {LEVELS - 1}, got {level}")
@@ -217,7 +217,7 @@ def draw_challenges(labels: Sequence[Any], rounds: int, seed: int) -> list[Chall
     """`rounds` questions: label half and half, source half and half where there are two, picture and level uniform.
 
     labels: one array of 0/1 per source (real first, then synthetic). A label without pictures in a source is asked from
-    the other one; a label without pictures anywhere is never asked.
+    the other one; a label without pictures anywhere is never asked. UserError without any label.
     """
     pools = [[np.flatnonzero(np.asarray(source) == label) for label in (0, 1)] for source in labels]
     known = [label for label in (0, 1) if any(len(pool[label]) for pool in pools)]
@@ -235,7 +235,7 @@ def draw_challenges(labels: Sequence[Any], rounds: int, seed: int) -> list[Chall
 
 
 def read_synthetic(place: str | Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    """Generated pictures -> paths and labels.
+    """Generated pictures -> N paths and their labels int64 [N].
 
     place: a folder with 0/* (no roadwork) and 1/* (roadwork), or a CSV with the header path,label, paths relative to it.
     Raises UserError where there is no picture, a label is neither 0 nor 1, or a picture is missing.
@@ -297,7 +297,7 @@ def ask(
     -1.
 
     predict_fn: list of uint8 [224, 224, 3] -> probabilities, one each. The degradation depends on (seed, number)
-    alone, so processes may share the questions out in any way.
+    alone, so processes may share the questions out in any way. ValueError for another number of answers.
     """
     answers: list[float] = []
     for chunk in _chunks(list(questions), batch):
@@ -359,7 +359,7 @@ def standing(
     """What a sequence of answers is worth. groups [photos]: of the real photos.
 
     `reward` is the mean over simulated moments with full windows and `reward_interval` the range of a single moment;
-    `score` is the smoothed one at the end of this very sequence.
+    `score` is the smoothed one at the end of this very sequence. ValueError where answers are not [questions].
     """
     answers = np.asarray(answers, dtype=np.float64)
     if answers.shape != (len(questions),):

@@ -90,7 +90,7 @@ def confusion(labels: Any, probabilities: Any, threshold: float = 0.5, weights: 
 def mcc(confusion: Any) -> float:
     """Matthews correlation coefficient of a confusion table [2, 2]; 0 where a row or a column is empty.
 
-    Integer tables are computed in Python's unbounded integers, so no product overflows.
+    Integer tables are computed in Python's unbounded integers, so no product overflows. ValueError for another shape.
     """
     table = np.asarray(confusion)
     if table.shape != (2, 2):
@@ -141,7 +141,10 @@ def table_metrics(confusion: Any) -> dict[str, float | None]:
 
 
 def group_codes(groups: Any, length: int) -> Array:
-    """Integer group of each photo [length]. None, '' and missing names make a group of their own per photo."""
+    """Integer group of each photo [length]. None, '' and missing names make a group of their own per photo.
+
+    ValueError for another number of names.
+    """
     if groups is None:
         return np.arange(length)
     names = np.asarray(groups, dtype=object)
@@ -189,7 +192,10 @@ def _resampled_rows(codes: Array, n: int, rng: np.random.Generator) -> list[Arra
 def metric_value(
     labels: Any, scores: Any, metric: Metric = "mcc", weights: Any = None, threshold: float = 0.5
 ) -> float:
-    """One metric (a name of TABLE_METRICS or a function of labels and scores); nan where undefined."""
+    """One metric (a name of TABLE_METRICS or a function of labels and scores); nan where undefined.
+
+    labels [N] in {0, 1}; scores [N] probabilities; weights [N] for named metrics. ValueError for an unknown name.
+    """
     truth = _labels(labels)
     values = _probabilities(scores, len(truth))
     if callable(metric):
@@ -251,7 +257,8 @@ def paired_group_bootstrap(
 ) -> Paired:
     """Difference metric(b) - metric(a) on the same photos, both scored on the SAME resampled groups.
 
-    Arguments as `group_bootstrap`. Without two groups the interval is nan and `helps` is False.
+    Arguments as `group_bootstrap`, scores_a and scores_b [N]. Without two groups the interval is nan and `helps` is
+    False.
     """
     truth = _labels(labels)
     a, b = (_probabilities(scores, len(truth)) for scores in (scores_a, scores_b))
@@ -279,7 +286,8 @@ def paired_group_bootstrap(
 def prior_weights(labels: Any, prior: float | None) -> Array:
     """Weights [N] per photo, summing to N, under which the share of positives is `prior`.
 
-    None, or a set with one class only (which no weights can balance), gives ones.
+    None, or a set with one class only (which no weights can balance), gives ones. ValueError for a prior that is not
+    between 0 and 1.
     """
     truth = _labels(labels)
     if prior is None:
@@ -302,7 +310,7 @@ class ReliabilityBins(NamedTuple):
 
 
 def reliability_bins(labels: Any, probabilities: Any, bins: int = 15, weights: Any = None) -> ReliabilityBins:
-    """Bins of a reliability diagram of P(roadwork)."""
+    """Bins of a reliability diagram of P(roadwork): labels, probabilities and weights [N]; ValueError beyond 0 to 1."""
     truth = _labels(labels)
     values = _probabilities(probabilities, len(truth))
     if len(values) and (values.min() < 0 or values.max() > 1):

@@ -40,7 +40,7 @@ def stitched(index: Any, row: int, width: int = 1280, views: Any = None) -> npt.
 
 
 def looked_at(index: Any, row: int, attention: Sequence[float], width: int = 480) -> npt.NDArray[np.uint8]:
-    """`stitched`, darker where the network looked less.
+    """`stitched`, uint8 [H, W, 3], darker where the network looked less.
 
     attention: weight of each view of the photo, 0 for a pruned one. A place is as bright as the best view that shows
     it; the whole-photo view says nothing about a place. Without attention on any other view: the photo as it is.
@@ -75,8 +75,8 @@ def jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def worst_photos(index: Any, analysis: Mapping[str, Any]) -> dict[str, npt.NDArray[np.uint8]]:
-    """Photos by id of the worst errors that `errors.analyse` names, with the views that attention chose where it is
-    known; a photo that cannot be read is left out.
+    """Photos, uint8 [H, W, 3] by id, of the worst errors that `errors.analyse` names, with the views that attention
+    chose where it is known; a photo that cannot be read is left out.
     """
     found: dict[str, npt.NDArray[np.uint8]] = {}
     for kind in analysis["worst"].values():

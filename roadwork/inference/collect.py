@@ -142,7 +142,9 @@ def plain_features(members: Members, batch: Batch, image_only: bool) -> tuple[np
 
 
 def feature_rows(number: int, most: int, seed: int) -> np.ndarray:
-    """Rows of the training photos that describe the training distribution: all, or `most` of them by the seed."""
+    """Rows, ascending [min(number, most)], of the training photos that describe the training distribution: all, or
+    `most` of them by the seed.
+    """
     if number <= most:
         return np.arange(number)
     return np.sort(np.random.default_rng([seed, 0xFEA7]).permutation(number)[:most])
@@ -155,7 +157,7 @@ def training_distribution(
     """Statistics of un-augmented training features, each process computing its share.
 
     Rows are gathered and put in the index's order before anything is added up, so the statistics are the same bits
-    for any number of processes.
+    for any number of processes. Collective. UserError for fewer than two readable photos.
     """
     rows = feature_rows(len(index), config.predict.max_train_features, config.seed)
     mine: list[tuple[int, tuple[np.ndarray, ...]]] = []

@@ -43,12 +43,12 @@ class HeldOut:
         return prior_weights(self.labels, self.prior)
 
     def fit(self, log_odds: np.ndarray, rows: np.ndarray | None = None) -> Fit:
-        """Calibration from all photos or some rows of them."""
+        """Calibration from the log-odds [N] of all photos, or some rows of them (integer index [n])."""
         use = np.arange(len(self.labels)) if rows is None else rows
         return fit_calibration(log_odds[use], self.labels[use], prior=self.prior, source_prior=self.source_prior)
 
     def part(self, rows: np.ndarray) -> HeldOut:
-        """Some of the photos (integer index)."""
+        """Some of the photos (integer index [n])."""
         return replace(self, labels=self.labels[rows], groups=self.groups[rows])
 
     def cross_fitted(
@@ -69,7 +69,7 @@ class HeldOut:
         return group_cross_fit(fit, self.groups)
 
     def loss(self, log_odds: np.ndarray) -> float:
-        """Negative log-likelihood under `prior` after cross-fitted calibration."""
+        """Negative log-likelihood, in nats, of log-odds [N] under `prior` after cross-fitted calibration."""
         return log_loss(self.labels, self.cross_fitted(log_odds), self.weights)
 
 
@@ -87,7 +87,8 @@ class System:
 
 
 def assess(name: str, log_odds: np.ndarray, held_out: HeldOut, refit: Refit | None = None) -> System:
-    """Fit a system's calibration and score it: before, with the analytic shift alone, and after (cross-fitted).
+    """Fit the calibration of a system's log-odds [N] and score it: before, with the analytic shift alone, and after
+    (cross-fitted).
 
     With `refit` all that was chosen on held-out photos, not the calibration alone, is cross-fitted in `after`.
     """

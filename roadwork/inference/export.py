@@ -34,7 +34,11 @@ def write_model(
     figures: dict[str, Any],
     single_view: dict[str, Any],
 ) -> None:
-    """Write model/ under a temporary name and rename it; the model is unchanged afterwards."""
+    """Write model/ under a temporary name and rename it; the model is unchanged afterwards.
+
+    overrides: the member's weights by parameter name, shaped like the model's; prior: share of positives that the
+    calibration answers for; figures, single_view: held-out scores for the card.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     values = {"temperature": calibration.temperature, "bias": calibration.bias}

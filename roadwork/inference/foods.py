@@ -42,7 +42,7 @@ def select(
     distances [N,A,depths + 1] in units of the threshold: neighbours per depth, then Mahalanobis (see
     `TrainingDistribution.distances`). With `threshold` an augmentation stays where it lies within the threshold at
     EVERY depth; with `ratio` the nearest ceil(keep_ratio * A) stay, ties to the earlier one. The original always
-    stays, within the number too. The distance is the mean over depths.
+    stays, within the number too. The distance is the mean over depths. ValueError for another shape.
     """
     if distances.ndim != 3 or distances.shape[-1] < 2:
         raise ValueError(f"distances must have shape [photos, augmentations, depths + 1], got {distances.shape}")

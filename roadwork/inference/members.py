@@ -38,7 +38,10 @@ class Members:
         return [column for column, name in enumerate(self.names) if name != SOUP]
 
     def encode(self, views: Tensor, view_mask: Tensor, boxes: Tensor) -> list[Any]:
-        """One encoding per member; members that share the encoder share the object."""
+        """One encoding per member; members that share the encoder share the object.
+
+        views [B,V,3,S,S], view_mask [B,V], boxes [B,V,4]: as `RoadworkDetector.forward` takes them.
+        """
         shared = self.model.encode(views, view_mask, boxes, False)
         return [
             call_with(self.model, overrides, "encode", views, view_mask, boxes, False) if own else shared

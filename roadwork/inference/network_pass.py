@@ -22,7 +22,10 @@ from roadwork.monitoring.progress import Progress
 
 
 def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], device: torch.device) -> RoadworkDetector:
-    """The saved network; without a calibration of its own it is moved from the prior of the draws to predict.prior."""
+    """The saved network; without a calibration of its own it is moved from the prior of the draws to predict.prior.
+
+    UserError where the shards' views have another size, or `folder` holds no network of this package.
+    """
     network = RoadworkDetector.from_pretrained(folder, device)
     if network.view_size != index.view_size:
         raise UserError(

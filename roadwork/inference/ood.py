@@ -26,7 +26,10 @@ class Neighbours:
 
     @classmethod
     def fit(cls, features: np.ndarray, k: int = 5, percentile: float = 95.0) -> Neighbours:
-        """features [N,D]; the threshold is a percentile of the leave-one-out distances of the same N rows."""
+        """features [N,D]; the threshold is a percentile of the leave-one-out distances of the same N rows.
+
+        ValueError for N < 2.
+        """
         rows = np.ascontiguousarray(features, np.float64)
         if len(rows) < 2:
             raise ValueError(f"nearest neighbours need at least 2 training features, got {len(rows)}")
@@ -62,7 +65,7 @@ class ShrunkGaussian:
 
     @classmethod
     def fit(cls, features: np.ndarray, percentile: float = 95.0) -> ShrunkGaussian:
-        """features [N,D], N >= 2. The threshold is a percentile of the distances of the same N rows.
+        """features [N,D], ValueError for N < 2. The threshold is a percentile of the distances of the same N rows.
 
         Unlike that of `Neighbours`, it is not left-one-out: every row helped to fit the Gaussian, so that new photos lie
         farther than it says. For N near D it is too tight and the filter drops more than 5 % of photos like these.

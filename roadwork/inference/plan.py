@@ -106,6 +106,8 @@ def assess_systems(
 ) -> dict[str, System]:  # fmt: skip
     """Every system as it is deployed (weights and temperature from all photos), judged by what is fitted without the
     photo's group: weights, temperature and calibration alike. Otherwise a mixture that fits noise would seem to help.
+
+    log_odds [N,A,M] of N held-out photos, A augmentations and M members; member_weights [M]; temperature of the votes.
     """
     refitted: dict[bytes, dict[str, np.ndarray]] = {}  # once per part of the groups, for all systems
 
@@ -174,7 +176,7 @@ def choose_network(
     """The ONE network of model/, judged as it will be used: pixels alone, no TTA.
 
     The folds' average takes the pre-trained network's place only where the ensemble was chosen and the average is not
-    worse on held-out groups.
+    worse on held-out groups. image_only: log-odds [N,M].
     """
     pretrained = assess(PRETRAINED, image_only[:, 0], truth)
     details["network"] = {PRETRAINED: pretrained.figures}

@@ -71,7 +71,10 @@ def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descend
 
 
 def write_onnx(program: torch.export.ExportedProgram, detector: RoadworkDetector, views: int, path: Path) -> None:
-    """Write an exported program as ONNX, with what a caller must know about its inputs as metadata."""
+    """Write an exported program as ONNX, with what a caller must know about its inputs as metadata.
+
+    UserError where the packages for it are not installed.
+    """
     try:
         import onnxscript  # noqa: F401 - torch.onnx needs it and would say so in a traceback
     except ImportError:
@@ -90,7 +93,9 @@ def write_onnx(program: torch.export.ExportedProgram, detector: RoadworkDetector
 
 
 def run_onnx(path: Path) -> Callable[..., Tensor]:
-    """The written graph in onnxruntime on the CPU, called like `Answering`. UserError where it is not installed."""
+    """The written graph in onnxruntime on the CPU, called like `Answering`: fp32 [B]. UserError where that is not
+    installed.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -106,7 +111,10 @@ def run_onnx(path: Path) -> Callable[..., Tensor]:
 
 @torch.no_grad()
 def largest_error(run: Callable[..., Tensor], detector: RoadworkDetector, views: int) -> float:
-    """Largest difference in probability from `detector.answer`: each photo alone, and all in one padded batch."""
+    """Largest difference in probability from `detector.answer`: each photo alone, and all in one padded batch.
+
+    run: called like `Answering`, -> [B].
+    """
     photos = comparison_photos(detector, views)
     batches = [[photo] for photo in photos] + [photos]
     found = [run(*padded(batch, views)).double() - torch.tensor(detector.answer(batch)) for batch in batches]

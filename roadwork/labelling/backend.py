@@ -122,6 +122,9 @@ class Canvas:
             box: the crop in which the object was found, pixels of the photo.
             mask: bool [h, w] of the size of the crop's `window`.
             score: in [0, 1]; the largest of a class becomes its confidence.
+
+        Raises:
+            ValueError: a mask of another size.
         """
         top, left, bottom, right = self.window(box)
         if mask.shape != (bottom - top, right - left):

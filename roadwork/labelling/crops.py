@@ -21,7 +21,10 @@ def whole_photo(photo_id: str, rgb: np.ndarray, masks: np.ndarray | None = None)
 
 
 def tiled_photo(photo_id: str, rgb: np.ndarray, masks: np.ndarray | None = None, side: int = TILE_SIDE) -> Photo:
-    """A photo that is looked at whole (for large objects) and in overlapping tiles (for small ones)."""
+    """A photo that is looked at whole (for large objects) and in overlapping tiles (for small ones).
+
+    rgb: uint8 [H, W, 3]; masks: class bits uint8 [h, w]; side: of a tile, pixels.
+    """
     height, width = rgb.shape[:2]
     boxes = [(0, 0, width, height), *tile_boxes(width, height, side)]
     crops = tuple(Crop((x0, y0, x1, y1), rgb[y0:y1, x0:x1]) for x0, y0, x1, y1 in boxes)

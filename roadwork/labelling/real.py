@@ -144,7 +144,7 @@ class RealBackend:
 
 
 def own_masks(photo: Photo) -> PhotoMasks:
-    """The masks that a source brings with a photo, at working resolution."""
+    """The masks that a source brings with a photo, at working resolution; ValueError where it brings none."""
     if photo.masks is None:
         raise ValueError(f"{photo.id} brings no masks")
     canvas = Canvas(photo.width, photo.height, Limits())

@@ -1,8 +1,8 @@
 """COCO's mask formats: run lengths (plain or compressed) and polygons.
 
 Run lengths go down the columns, starting with a run of zeros (cocodataset/cocoapi, common/maskApi.c). The compressed
-string holds each count in 5-bit groups, low first, as characters from 48 on; from the third count on, the difference to
-the count two before.
+string holds each count in 5-bit groups, low first, as characters from 48 on; from the fourth count on, the difference
+to the count two before.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def decode_counts(counts: Any, height: int, width: int) -> np.ndarray:
-    """bool [height, width] of plain run lengths."""
+    """bool [height, width] of plain run lengths; ValueError for others than fill it."""
     if not isinstance(counts, Sequence | np.ndarray) or isinstance(counts, str | bytes):
         raise ValueError(f"RLE counts are {type(counts).__name__}; needed: a list of numbers or a string")
     runs = np.asarray(counts, dtype=np.int64)
@@ -56,7 +56,7 @@ def decode_counts(counts: Any, height: int, width: int) -> np.ndarray:
 
 
 def decompress_counts(text: str | bytes) -> list[int]:
-    """Run lengths of COCO's compressed string."""
+    """Run lengths in pixels of COCO's compressed string; ValueError where it is none or ends within a number."""
     data = text.encode("latin-1", "replace") if isinstance(text, str) else text
     counts: list[int] = []
     value = shift = 0

@@ -22,7 +22,10 @@ COLOURS = np.array(
 
 
 def contact_sheet(pictures: Sequence[tuple[Photo, PhotoMasks]]) -> bytes:
-    """PNG of up to a few dozen photos: whole photo, masks in class colours, id and classes below, a legend on top."""
+    """PNG of 1 to a few dozen photos: whole photo, masks in class colours, id and classes below, a legend on top.
+
+    ValueError where OpenCV does not encode it.
+    """
     cells = [_cell(photo, masks) for photo, masks in pictures]
     blank = np.full((CELL[1] + BAR, CELL[0], 3), 255, np.uint8)
     cells += [blank] * (-len(cells) % COLUMNS)

@@ -160,7 +160,7 @@ def label_photos(
 
 
 def units(count: int, batch: int) -> list[range]:
-    """Consecutive positions that are labelled together."""
+    """Consecutive positions that are labelled together, `batch` at a time; UserError for less than 1."""
     if batch < 1:
         raise UserError(f"masks.batch is {batch}; it must be at least 1")
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]

@@ -23,6 +23,9 @@ class WeatherLoss(nn.Module):
             target: [B] int64 in 0..7, or -100 for NULL.
             present: [B] bool; photos that are there at all. None: all.
             count: such photos of the whole optimizer step. None: of this batch.
+
+        Raises:
+            ValueError: other shapes, or labels that are no class (as `check_labels`).
         """
         if logits.dim() != 2 or target.shape != logits.shape[:1]:
             raise ValueError(

@@ -55,6 +55,9 @@ class ViewConsistencyLoss(nn.Module):
             view_mask: [B, V] bool, true for real (kept) views. None: all.
             present: [B] bool; photos that are there at all. None: all.
             count: such photos of the whole optimizer step. None: of this batch.
+
+        Raises:
+            ValueError: other shapes, or a mask that is not bool.
         """
         if view_logits.dim() != 3:
             raise ValueError(f"view consistency needs view_logits [B, V, C], got {list(view_logits.shape)}")

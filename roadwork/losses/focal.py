@@ -81,6 +81,10 @@ class FocalLoss(nn.Module):
             target: [B] int64 in 0..C-1, or -100 for unknown.
             present: [B] bool; photos that are there at all. None: all.
             count: labelled photos of the whole optimizer step. None: of this batch.
+
+        Raises:
+            ValueError: other shapes, or labels that are no class (as `check_labels`).
+            UserError: `alpha` weighs another number of classes.
         """
         if logits.dim() != 2 or target.shape != logits.shape[:1]:
             raise ValueError(

@@ -49,6 +49,9 @@ class SegmentationLoss(nn.Module):
             target: [B, V, C, H, W], {0, 1} of any type or coverage in [0, 1]; brought to h x w by area.
             valid: [B, V, C] bool.
             count: valid triples of the whole optimizer step. None: of this batch.
+
+        Raises:
+            ValueError: other shapes, or a `valid` that is not bool.
         """
         if logits.dim() != 5 or target.dim() != 5 or target.shape[:3] != logits.shape[:3]:
             raise ValueError(

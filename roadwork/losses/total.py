@@ -109,7 +109,10 @@ class TotalLoss(nn.Module):
         self.segmentation = SegmentationLoss()
 
     def weights(self, counts: Counts) -> dict[str, Number]:
-        """Weight of each term after the absent ones are left out; sums to what the configured ones sum to."""
+        """Weight of each term after the absent ones are left out; sums to what the configured ones sum to.
+
+        Numbers, or 0-d tensors where the counts are.
+        """
         c = self.config
         wanted = {
             "focal": (c.focal, counts.label),

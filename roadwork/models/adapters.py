@@ -95,7 +95,8 @@ def shared_units(model: RoadworkDetector, modules: Iterable[str]) -> int | None:
 def merged_overrides(model: nn.Module, folder: Path) -> Overrides:
     """Weights of `model` with the adapter in `folder` merged, only the changed ones; `model` itself ends as it began.
 
-    The merge is peft's own. Raises UserError where the adapter does not fit the model.
+    The merge is peft's own, and each weight is shaped like the model's. Raises UserError where the adapter does not fit
+    the model.
     """
     original = dict(model.named_modules())
     names = set(changed_names(model, folder))
@@ -136,7 +137,7 @@ class _Call(nn.Module):
 
 
 def call_with(model: nn.Module, overrides: Overrides, method: str, *args: Any) -> Any:
-    """`model.method(*args)` with some weights replaced for this call; nothing is copied."""
+    """`model.method(*args)` with some weights, shaped like the model's, replaced for this call; nothing is copied."""
     if not overrides:
         return getattr(model, method)(*args)
     named = {f"model.{name}": value for name, value in overrides.items()}
@@ -146,7 +147,7 @@ def call_with(model: nn.Module, overrides: Overrides, method: str, *args: Any) -
 def average(members: list[Overrides], base: Mapping[str, torch.Tensor]) -> Overrides:
     """Uniform average of the members' weights; a member that does not change a weight counts with the base's.
 
-    Model soup, Wortsman et al. 2022, arXiv 2203.05482.
+    Model soup, Wortsman et al. 2022, arXiv 2203.05482. Tensors are shaped like the base's, and keep its dtype.
     """
     names = sorted({name for member in members for name in member})
     return {
@@ -157,7 +158,7 @@ def average(members: list[Overrides], base: Mapping[str, torch.Tensor]) -> Overr
 
 @contextmanager
 def replaced(model: nn.Module, overrides: Overrides) -> Iterator[nn.Module]:
-    """The model with some weights replaced inside the block, and put back after it."""
+    """The model with some weights, shaped like its own, replaced inside the block, and put back after it."""
     parameters = dict(model.named_parameters())
     kept = {name: parameters[name].detach().clone() for name in overrides}
     with torch.no_grad():

@@ -104,7 +104,7 @@ class Backbone(nn.Module):
     # ----- structure
 
     def units(self) -> list[nn.Module]:
-        """Blocks of a ViT, stages of a convolutional net, in order."""
+        """Blocks of a ViT, stages of a convolutional net, in order; UserError for a net that has neither."""
         for names in (("blocks",), ("stages",), ("layer1", "layer2", "layer3", "layer4"), ("s1", "s2", "s3", "s4")):
             if all(hasattr(self.net, name) for name in names):
                 found = [getattr(self.net, name) for name in names]
@@ -256,7 +256,10 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def state_of(self, x: Tensor, view_size: int) -> State:
-        """The state between two units of which only the activations are known: the rest depends on the size of the views."""
+        """The state between two units of which only the activations are known: the rest depends on the size of the views.
+
+        x: as `State.x`, [N, ...]; view_size: pixels.
+        """
         if not self.vit:
             return State(x)
         return dataclasses.replace(self.begin(x.new_zeros(1, 3, view_size, view_size)), x=x)

@@ -16,7 +16,8 @@ from roadwork.models.fixed_norm import FixedStatistics, FixedStatisticsAct
 
 
 def compute_dtype(parameter: Tensor, device: torch.device) -> torch.dtype | None:
-    """In what a net with such parameters is computed by `CpuUnits`; None: on this device its own modules compute it.
+    """In what a net with such parameters, of any shape, is computed by `CpuUnits`; None: on this device its own modules
+    compute it.
 
     In the dtype of its parameters, or autocast's. bf16 is computed in fp32 where the CPU has no bf16 instructions: there
     every product widens its operands, and keeping the activations wide saves the way forth and back.

@@ -189,11 +189,14 @@ class RoadworkDetector(Saved, nn.Module):
         boxes: Tensor | None = None,
         segmentation: bool = True,
     ) -> Encoded:
-        """Everything before the first layer; arguments as in `forward`. Without `segmentation`, no patch tokens."""
+        """Everything before the first layer; views [B, V, 3, S, S] and the rest as in `forward`.
+
+        Without `segmentation`, no patch tokens.
+        """
         return self.complete(self.begin(views, view_mask, boxes), segmentation)
 
     def begin(self, views: Tensor, view_mask: Tensor | None = None, boxes: Tensor | None = None) -> Partial:
-        """What `encode` has before the backbone's first unit; arguments as in `forward`."""
+        """What `encode` has before the backbone's first unit; views [B, V, 3, S, S] and the rest as in `forward`."""
         mask, boxes = self._check(views, view_mask, boxes)
         slots = Slots.of(mask, views.device)
         return Partial(self.backbone.begin(slots.pack(views)), 0, slots, mask, slots.pack(boxes))
@@ -261,7 +264,10 @@ class RoadworkDetector(Saved, nn.Module):
     def decide(
         self, encoded: Encoded, metadata: Mapping[str, Tensor] | None = None, segmentation: bool = True
     ) -> Outputs:
-        """Everything from the first layer on; without `segmentation` (or patch tokens) no masks."""
+        """Everything from the first layer on, of B photos; without `segmentation` (or patch tokens) no masks.
+
+        metadata: tensors [B, ...], see `MetadataEncoder`; None: image only.
+        """
         mask, x = encoded.view_mask, encoded.tokens.to(self.projection.weight.dtype)
         stats = []
         with self._attention():

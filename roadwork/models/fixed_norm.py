@@ -26,7 +26,7 @@ class FixedStatistics(nn.BatchNorm2d):
         return F.batch_norm(x, *statistics, scale, shift, False, 0.0, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `normalise`."""
+        """See `normalise`: [B, C, H, W]."""
         return self.normalise(x)
 
 
@@ -34,7 +34,7 @@ class FixedStatisticsAct(FixedStatistics, BatchNormAct2d):
     """The same with timm's dropout and activation behind it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `normalise`."""
+        """See `normalise`: [B, C, H, W]."""
         activated: Tensor = self.act(self.drop(self.normalise(x)))
         return activated
 

@@ -119,7 +119,8 @@ class Saved(nn.Module):
         Args:
             folder: created where missing; each file replaced atomically.
             calibration: `temperature` (or `scale` = 1 / temperature) and `bias`; None keeps the model's own, if any.
-            state: weights to write instead of the model's own, such as fp32 masters of a model that computes in bf16.
+            state: weights to write instead of the model's own, shaped like those, such as fp32 masters of a model that
+                computes in bf16.
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,10 @@ def plan(name: str, weights: str) -> Recipe:
 
 
 def load(net: nn.Module, recipe: Recipe, weights: str) -> str:
-    """Fill the net: `auto`, `random` or a file. Returns where the weights come from."""
+    """Fill the net: `auto`, `random` or a file. Returns where the weights come from.
+
+    UserError for weights that cannot be found or read, or are of another architecture.
+    """
     if weights == "random":
         return "random"
     if weights == "auto":

@@ -27,7 +27,7 @@ def keep_best(run: Path, step: int, model: RoadworkDetector, state: dict[str, Te
         run: the run folder.
         step: optimizer steps of these weights, for the message.
         model: whose configuration is written with them.
-        state: whole fp32 tensors by name: trained, frozen and buffers.
+        state: whole fp32 tensors by name, shaped like the model's: trained, frozen and buffers.
     """
     try:
         save_model(run / "best", model, state)
@@ -37,7 +37,7 @@ def keep_best(run: Path, step: int, model: RoadworkDetector, state: dict[str, Te
 
 def weights_of(run: Path, step: int) -> dict[str, Tensor] | None:
     """The trained weights that were validated after `step` steps, from that step's checkpoint: the average, or the
-    masters of a run without one. None where the checkpoint is gone or damaged.
+    masters of a run without one; fp32, shaped like the parameters. None where the checkpoint is gone or damaged.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
     if not (path / MARKER).is_file() or damage(path) is not None:

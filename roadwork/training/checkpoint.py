@@ -146,7 +146,10 @@ def _put_back(aside: Path, final: Path) -> None:
 
 
 def gather_training_state(masters: Masters, average: Average | None) -> dict[str, dict[str, Tensor]]:
-    """Whole tensors on rank 0's CPU by file and parameter name; empty elsewhere. Collective."""
+    """Whole tensors on rank 0's CPU by file and parameter name; empty elsewhere. Collective.
+
+    fp32, shaped like the parameters; `scalars` alone holds the optimizer's count of steps, [1].
+    """
     states = masters.states()
     mine = sorted({key for state in states for key in state if key != SCALAR_STATE})
     keys = sorted(set(masters.engine.gather_object(mine)))

@@ -48,7 +48,7 @@ class StepCounts:
         self._all_classes: NDArray[np.bool_] = self._classes == np.asarray(index.masks_valid).shape[1]
 
     def samples(self, step: int) -> NDArray[np.int64]:
-        """Rows of the index that optimizer step `step` draws (those past the end left out)."""
+        """Rows of the index, int64 [global batch], that optimizer step `step` draws (those past the end left out)."""
         first = step * self.global_batch
         last = min(first + self.global_batch, self.end_position)
         return self.order.at(np.arange(first, max(first, last)))

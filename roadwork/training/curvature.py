@@ -61,12 +61,15 @@ def update_curvature(
     that is not finite on any rank changes nothing.
 
     Args:
-        loss: mean over this rank's photos.
+        loss: [], mean over this rank's photos.
         photos: of this rank, and of every other.
         held: where ZeRO's gradients are summed, if not by ZeRO itself.
 
     Returns:
         whether the curvature was updated.
+
+    Raises:
+        ValueError: an optimizer other than Sophia.
     """
     optimizer = masters.optimizer
     if not isinstance(optimizer, Sophia):

@@ -33,11 +33,11 @@ class Average:
         torch._foreach_lerp_(self.flats, [flat.detach() for flat in self.masters.flats()], 1 - decay)
 
     def whole(self) -> dict[str, Tensor]:
-        """The average as whole fp32 tensors by parameter name. Collective."""
+        """The average as whole fp32 tensors by parameter name, shaped like the parameters. Collective."""
         return dict(self.masters.gather(self.flats))
 
     def load(self, whole: dict[str, Tensor], updates: int) -> None:
-        """Continue from whole tensors."""
+        """Continue from whole tensors, shaped like the parameters, after `updates` optimizer steps."""
         for name in self.masters.parameters:
             self.masters.scatter(name, self.flats, whole[name])
         self.updates = updates

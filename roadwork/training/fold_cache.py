@@ -57,7 +57,8 @@ class PrefixSource(Protocol):
     def batches(
         self, model: RoadworkDetector, positions: np.ndarray, copies: np.ndarray, batch: int
     ) -> Iterator[Prefix]:
-        """Batches of photos (positions in the fold stage's list of rows) in the order given; copy k of each."""
+        """Batches of photos (positions [N] in the fold stage's list of rows) in the order given; copy k of each, by
+        copies [N]."""
         ...
 
 
@@ -102,7 +103,7 @@ class LivePrefix:
     def batches(
         self, model: RoadworkDetector, positions: np.ndarray, copies: np.ndarray, batch: int
     ) -> Iterator[Prefix]:
-        """See PrefixSource."""
+        """See PrefixSource: positions and copies [N]."""
         loader = _loader(self.index, self.rows[positions], model, self.config, batch)
         first = 0
         for loaded in loader:

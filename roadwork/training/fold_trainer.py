@@ -75,7 +75,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def copy_of(positions: np.ndarray, epoch: int, copies: int) -> np.ndarray:
-    """Which fixed copy of each photo an epoch sees: they take turns, so every copy is used."""
+    """Which fixed copy of each photo [N] an epoch sees: they take turns, so every copy is used. positions: int [N]."""
     return (positions + epoch) % copies
 
 

@@ -68,7 +68,7 @@ def _at_most(folds: int) -> str:
 
 
 def fold_data(index: ShardIndex, config: Config) -> FoldData:
-    """Labelled photos of the train split with their folds."""
+    """Labelled photos of the train split with their folds; UserError without any, and as `assign_folds`."""
     rows = np.flatnonzero(np.asarray(index.label) >= 0)
     if len(rows) == 0:
         raise UserError(
@@ -140,6 +140,7 @@ def write_out_of_fold(folder: Path, data: FoldData) -> Path:
     """folds/oof.csv from all folds' held-out answers: every photo exactly once, in the index's order.
 
     A photo that could not be read has probability 0.5 (log-odds 0, as in prediction) and is named in its fold.json.
+    UserError where the folds' answers are not those of the data's photos, once each.
     """
     found: dict[str, dict[str, Any]] = {}
     for fold in range(data.number):
@@ -275,7 +276,7 @@ def fine_tune_folds(config: Config, engine: Engine, prepared: Prepared) -> Path:
     """Train every fold that is not done yet, then write folds/oof.csv.
 
     Folds are small, so each is trained by ONE process without DeepSpeed; processes share the encoder's outputs and
-    take folds from a queue. A relaunch keeps what is done.
+    take folds from a queue. A relaunch keeps what is done. RuntimeError where training changed the shared weights.
     """
     folder, data = prepared.folder, prepared.data
     folder.mkdir(parents=True, exist_ok=True)

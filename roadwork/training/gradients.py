@@ -96,13 +96,14 @@ class HeldGradients:
             yield owner * sum(self._sizes) + self._starts[group] + low - owner * size, low - first, high - first
 
     def add(self, loss: Tensor) -> None:
-        """Backward pass of a loss whose gradient is added to the sums."""
+        """Backward pass of a loss [] whose gradient is added to the sums."""
         self.ds.inside_no_sync_ctxt = True
         self.ds.backward(loss, scale_wrt_gas=False)
         self.ds.inside_no_sync_ctxt = False
 
     def reduced(self) -> list[Tensor]:
-        """This rank's partition of each parameter group's sum over all processes; valid until `clear`. Collective."""
+        """This rank's partition of each parameter group's sum over all processes, flat [n]; valid until `clear`.
+        Collective."""
         mine = self.buffer.view(self.world_size, -1)[self.rank]
         if self.world_size > 1 and dist.get_backend() == "nccl":
             mine = torch.empty_like(mine)

@@ -88,7 +88,10 @@ class Journal:
             board.scalars(step, {"train/kept_views": kept_views})
 
     def pictures(self, step: int, views: Tensor, batch: Batch, masks: Tensor | None, outputs: Any) -> None:
-        """The first photo of a micro-batch as the model saw it, its masks, and the masks that were predicted."""
+        """The first photo of a micro-batch as the model saw it, its masks, and the masks that were predicted.
+
+        views [B, V, 3, S, S] in [0, 1]; masks [B, V, 6, s, s].
+        """
         valid = batch.view_mask[0].cpu()
         first = views[0].float().cpu()
         with self.board() as board:

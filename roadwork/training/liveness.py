@@ -68,7 +68,8 @@ class StopRequest:
     def join(self, engine: Engine) -> None:
         """Make `anywhere` possible between processes. Collective.
 
-        The votes go over the host network: on the device they would wait for its whole queue.
+        The votes go over the host network: on the device they would wait for its whole queue. UserError where the ranks
+        cannot reach each other over it.
         """
         if engine.world_size == 1:
             return

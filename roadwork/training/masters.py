@@ -39,7 +39,7 @@ class Masters:
         self._index = {id(p): i for i, p in enumerate(self.parameters.values())}
 
     def flats(self) -> list[Tensor]:
-        """The fp32 masters that this rank owns: one flat per group (ZeRO) or the parameters themselves."""
+        """The fp32 masters that this rank owns: one flat [n] per group (ZeRO) or the parameters themselves."""
         if self._zero is not None:
             return list(self._zero.single_partition_of_fp32_groups)
         return list(self.parameters.values())
@@ -78,7 +78,10 @@ class Masters:
                 yield name, whole.view_as(parameter)
 
     def scatter(self, name: str, flats: list[Tensor], whole: Tensor) -> None:
-        """Write this rank's part of a whole tensor into tensors shaped like `flats()`. Not collective."""
+        """Write this rank's part of a whole tensor into tensors shaped like `flats()`. Not collective.
+
+        ValueError where the whole has another shape than the parameter `name`.
+        """
         parameter = self.parameters[name]
         if whole.shape != parameter.shape:
             raise ValueError(f"{name}: shape {tuple(whole.shape)} given, {tuple(parameter.shape)} expected")
@@ -110,6 +113,7 @@ class Masters:
         """Set every master from whole fp32 tensors and publish. Collective.
 
         Needed at the start, too: DeepSpeed clones its masters from weights that are already rounded to bf16.
+        ValueError where one is missing, or not shaped like its parameter.
         """
         missing = set(self.parameters) - set(whole)
         if missing:
@@ -121,7 +125,10 @@ class Masters:
 
     @contextmanager
     def showing(self, whole: dict[str, Tensor] | None) -> Iterator[None]:
-        """Let the model compute with other weights, such as the average, then with the masters again. Collective."""
+        """Let the model compute with other weights, such as the average, then with the masters again. Collective.
+
+        whole: every parameter's, shaped like it, by name; None: nothing changes.
+        """
         if whole is None:
             yield
             return
@@ -146,7 +153,7 @@ class Masters:
         return bool(self._zero.overflow) if self._zero is not None else False
 
     def gradient_norm(self) -> float | Tensor | None:
-        """Global gradient norm of the last step before clipping, where the engine knows it."""
+        """Global gradient norm of the last step before clipping, a scalar; None where the engine knows none."""
         if self._zero is None:
             return None
         norm: float | Tensor | None = self.engine.accelerator.deepspeed_engine_wrapped.engine.get_global_grad_norm()

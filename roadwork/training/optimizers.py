@@ -69,7 +69,8 @@ def step_sophia_h(optimizer: Any, step: int, hessian: list[Tensor] | None) -> No
     The count is written each time: neither a skipped step nor a relaunch shifts the period.
 
     Args:
-        hessian: estimates in the order of the groups at the steps that `hessian_every` divides, else None.
+        hessian: estimates shaped like the parameters, in the order of the groups, at the steps that `hessian_every`
+            divides, else None.
     """
     for group in optimizer.param_groups:
         group["step"] = step
@@ -106,7 +107,7 @@ class Sophia(torch.optim.Optimizer):
                     self._update(group, parameter, parameter.grad)
 
     def state_of(self, parameter: Tensor) -> dict[str, Any]:
-        """The parameter's state, made at first use."""
+        """The parameter's state, made at first use: `step` fp32 [], and four tensors shaped like it."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

@@ -154,6 +154,8 @@ def build_model(config: Config, view_size: int) -> Made:
 def save_model(folder: Path, model: RoadworkDetector, state: dict[str, Tensor]) -> None:
     """Write a `from_pretrained` folder from whole fp32 tensors; a reader sees the old one or the new one. Rank 0.
 
+    state: by name, shaped like the model's own.
+
     Raises:
         OSError: a full or read-only disk; the old folder is untouched.
     """

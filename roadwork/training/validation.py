@@ -117,7 +117,9 @@ def _margins(engine: Engine, model: torch.nn.Module, batch: Batch, image_only: b
 
 
 def prevalence_threshold(margin: NDArray[np.float64], label: NDArray[np.int64]) -> float:
-    """The margin above which as many photos lie as are positive; 0 where the labels are of one class.
+    """The margin (log-odds) above which as many photos lie as are positive; 0 where the labels are of one class.
+
+    margin float64 [N]; label int64 [N], 0 or 1.
 
     Focal loss, smoothing and the training draws' prior leave the margins anywhere but around 0 until prediction calibrates
     them, so models are compared at the threshold that gives the split's own share of positives.
