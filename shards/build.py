@@ -13,17 +13,22 @@ from roadwork.data.build import REJECTED, BuildReport, build
 from roadwork.data.describe import describe
 from roadwork.data.geo import DEFAULT, Brackets
 from roadwork.data.plan import BuildOptions
+from roadwork.errors import UserError
 from roadwork.monitoring.progress import Progress
 
 
 def brackets(text: str) -> Brackets:
-    """`50:5,200:2.5,500:1,inf:0.3` (km, weight) to Brackets; ArgumentTypeError without inf at the end, ValueError (also
-    UserError) for what is no number or no bracket.
-    """
-    pairs = [(float(km), float(weight)) for km, _, weight in (part.partition(":") for part in text.split(","))]
+    """`50:5,200:2.5,500:1,inf:0.3` (km, weight) to Brackets; ArgumentTypeError, which argparse prints, for anything else."""
+    try:
+        pairs = [(float(km), float(weight)) for km, _, weight in (part.partition(":") for part in text.split(","))]
+    except ValueError:
+        pairs = []
     if len(pairs) < 2 or pairs[-1][0] != math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}; give km:weight,...,inf:weight")
-    return Brackets(tuple(km for km, _ in pairs[:-1]), tuple(weight for _, weight in pairs))
+    try:
+        return Brackets(tuple(km for km, _ in pairs[:-1]), tuple(weight for _, weight in pairs))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def shard_range(text: str) -> tuple[int, int]:

@@ -90,8 +90,8 @@ def nearest_km(latlon: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def share_near_only(points: np.ndarray, held: np.ndarray, known: np.ndarray, metres: float = 100.0) -> float:
-    """Share of usable points [M, 2] within `metres` of a place of `held` and of none of `known`; unusable places of
-    both are left out."""
+    """Share of points [M, 2] within `metres` of a place of `held` and of none of `known`; unusable places of both are
+    left out, and an unusable point is near nothing."""
 
     def near(places: np.ndarray) -> np.ndarray:
         places = _pairs(places, "places")

@@ -63,8 +63,8 @@ class ShardIndex:
             local = Path(cache[0] or "~/.cache/roadwork").expanduser()
             self.cache = ShardCache(str(folder), local, int(cache[1] * 2**30), self.shards)
         self.id: npt.NDArray[np.str_] = np.char.decode(table["id"], "utf-8")
-        self.group: npt.NDArray[np.str_] = table["group_names"][table["group_code"]]
-        self.city: npt.NDArray[np.str_] = table["city_names"][table["city_code"]]
+        self._groups: tuple[npt.NDArray[np.str_], npt.NDArray[np.int32]] = table["group_names"], table["group_code"]
+        self._cities: tuple[npt.NDArray[np.str_], npt.NDArray[np.int32]] = table["city_names"], table["city_code"]
         self.label: npt.NDArray[np.int8] = table["label"]
         self.latitude: npt.NDArray[np.float64] = table["latitude"]
         self.longitude: npt.NDArray[np.float64] = table["longitude"]
@@ -129,6 +129,18 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def group(self) -> npt.NDArray[np.str_]:
+        """Group of each sample: str [n], written out anew at each call; training needs none, and a code takes 4 bytes."""
+        names, codes = self._groups
+        return names[codes]
+
+    @property
+    def city(self) -> npt.NDArray[np.str_]:
+        """City of each sample, or empty: str [n], likewise."""
+        names, codes = self._cities
+        return names[codes]
+
     def read_views(self, i: int) -> npt.NDArray[np.uint8]:
         """Views of sample i: uint8 [V, 3, S, S] (a transposed view of [V, S, S, 3] memory). Unreadable if damaged."""
         data = self._reader.read(int(self.shard[i]), int(self.views_offset[i]), int(self.views_size[i]))
@@ -169,10 +181,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = file_in(root, MANIFEST)
     if isinstance(root, Path) and not root.is_dir():
         raise UserError(f"there are no shards at {root}; {_build(root)}")
+    store = open_store(root)
     try:
-        manifest = json.loads(open_store(root).read(MANIFEST))
+        manifest = json.loads(store.read(MANIFEST))
     except FileNotFoundError as error:
-        if shards_in(open_store(root)):
+        if shards_in(store):
             remedy = f"finish the interrupted build, or run `{rebuild_command(root)}`"
             raise UserError(f"{path} is missing; {remedy}") from error
         raise UserError(f"{path} is missing; {_build(root)}") from error

@@ -172,3 +172,16 @@ def test_ranges_reopen_what_they_closed(tmp_path: Path) -> None:
         assert reader.read(i, 3, 4) == bytes([i]) * 4
     with pytest.raises(OSError, match="ends at byte 10, before byte 12"):
         reader.read(1, 8, 4)
+
+
+def test_a_url_without_its_package_is_not_called_a_damaged_manifest() -> None:
+    with pytest.raises(UserError, match="whose fsspec package is installed") as refused:
+        read_manifest("nosuch://bucket/shards")
+    assert "truncated" not in str(refused.value)
+
+
+def test_training_holds_no_names_of_groups_and_cities(folder: Path) -> None:
+    """They are codes of 4 bytes until somebody asks; as text they would be more than half of an index in memory."""
+    index = ShardIndex.open(folder, "train")
+    texts = [name for name, v in vars(index).items() if isinstance(v, np.ndarray) and v.dtype.kind in "US"]
+    assert texts == ["id"]

@@ -67,6 +67,16 @@ def test_a_mistake_is_one_line_and_status_2(cli, arguments, tmp_path: Path, caps
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("200:1,50:2,inf:1", "rising distances"), ("50:-1,inf:1", "above 0"), ("a:1,inf:1", "give km:weight")],
+)
+def test_a_mistake_in_brackets_is_explained(words, named, capsys) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as stop:
+        build_cli.main(["--source", "/absent", "--out", "o", "--brackets", words])
+    assert stop.value.code == 2 and named in capsys.readouterr().err
+
+
 def test_build_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset(tmp_path / "src", 12, 3)
     target = tmp_path / "t.csv"
