@@ -53,7 +53,7 @@ def closing(counters: Counters, steps: int, folder: Path) -> Iterator[str]:
     yield f"pretrain {ended} at step {counters.step} of {steps}"
     if counters.best_step >= 0:
         told = f"{counters.metric} {counters.best_mcc:.3f} on the validation photos, at step {counters.best_step}"
-        yield f"best weights: {folder / 'best'} (best {told})"
+        yield f"best weights: {folder / 'best'} ({told})"
     if saved := complete_checkpoints(folder / "checkpoints"):
         yield f"checkpoint:   {saved[-1]}"
     if counters.skipped:

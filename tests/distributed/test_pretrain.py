@@ -62,7 +62,7 @@ def check_console(said: list[str], run: Path) -> None:
     assert [line for line in said if " done in " in line] == [said[last - 1]]
     assert said[last] == "pretrain finished at step 8 of 8"
     best, checkpoint, curves, following = said[last + 1 :]
-    told = r"best MCC -?\d\.\d{3} on the validation photos, at step \d"
+    told = r"MCC -?\d\.\d{3} on the validation photos, at step \d"
     assert re.fullmatch(rf"best weights: {run / 'best'} \({told}\)", best)
     assert (
         checkpoint == f"checkpoint:   {run / 'checkpoints' / 'step-00000008'}" and Path(checkpoint.split()[1]).is_dir()

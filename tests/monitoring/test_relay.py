@@ -21,9 +21,10 @@ print("columns", os.get_terminal_size(2).columns if os.isatty(2) else "of no ter
 raise SystemExit(3)
 """
 RELAY = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from roadwork.monitoring.relay import run_shown
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without it
 status = run_shown([sys.executable, "-c", sys.argv[2]], Path(sys.argv[1]), Path.cwd(), dict(os.environ))
 print("status", status)
 """

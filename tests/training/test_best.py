@@ -88,7 +88,7 @@ def test_the_best_weights_may_be_those_that_the_challenge_would_choose(
     assert "final/val_mcc" not in events.Tags()["scalars"]
     last = lines[-1]["challenge_mcc"]
     assert counters.judged() == {"challenge MCC": last, "best challenge MCC": counters.best_mcc}
-    told = f"best challenge MCC {counters.best_mcc:.3f} on the validation photos, at step {counters.best_step}"
+    told = f"challenge MCC {counters.best_mcc:.3f} on the validation photos, at step {counters.best_step}"
     assert f"({told})" in next(line for line in closing(counters, 6, tmp_path) if line.startswith("best weights: "))
     again = challenge_mcc(made.engine, made.model, made.data.val, made.config)
     assert again == challenge_mcc(made.engine, made.model, made.data.val, made.config)
