@@ -256,7 +256,8 @@ class TrainingConfig:
     validate_every_epochs: float = 1.0
     """Epochs between validations, parts of one too; used where validate_every_steps is 0."""
     select_on: Literal["mcc", "challenge"] = "mcc"
-    """What best/ and early stopping go by: MCC of the validation photos, or of the same as the challenge sends them."""
+    """What best/ and early stopping go by: MCC of the validation photos, or of the same as the challenge sends them; either at
+    the threshold that gives the photos their own share of positives, not at 0.5."""
     patience: int = 5
     """Validations without a better MCC before the run stops early; 0: never."""
     max_nonfinite_steps: int = 3

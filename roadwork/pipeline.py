@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from roadwork.config import PIPELINE, Config, masks_folder, save, to_dict
 from roadwork.engine import ROOT
 from roadwork.errors import UserError
+from roadwork.monitoring.relay import run_shown
 
 DEPENDS = {
     "fairness": ("pipeline", "seed"),
@@ -165,17 +165,8 @@ def _run(stage: str, command: list[str], config: Config) -> None:
     environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
     if not _gpus(config) and not os.environ.get("ROADWORK_LAUNCHER"):
         environment.setdefault("DS_ACCELERATOR", "cpu")  # else the launcher itself warns that it found no GPU
-    with open(log, "ab") as kept:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
-        )
-        assert process.stdout is not None
-        while piece := process.stdout.read(4096):
-            kept.write(piece)
-            sys.stdout.buffer.write(piece)
-            sys.stdout.flush()
-    if process.wait():
-        raise UserError(f"stage {stage} ended with status {process.returncode}; its output is in {log}")
+    if status := run_shown(command, log, ROOT, environment):
+        raise UserError(f"stage {stage} ended with status {status}; its output is in {log}")
 
 
 def _paths() -> Iterator[str]:

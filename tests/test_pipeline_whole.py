@@ -1,14 +1,20 @@
-"""From a CSV to a report through `launch/pipeline.py`, on one process, with random weights: once, and once more."""
+"""From a CSV to a report through `launch/pipeline.py`, on one process, with random weights: on a terminal, and once more."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.data.photos import encode, scene
+from tests.evaluation.browser import look
 from tests.launching import ROOT, TINY, environment, free_port
 
 STAGES = ("shards", "pretrain", "dora_folds", "predict", "evaluate")
@@ -30,25 +36,45 @@ def photographs(folder: Path, number: int = 24) -> Path:
     return table
 
 
-def pipeline(folder: Path, source: Path) -> str:
-    """What the command says; it must end with 0."""
-    accelerate = folder / "accelerate.yaml"  # a port of its own: other tests launch beside this one
+def command(folder: Path, source: Path) -> list[str]:
+    """The whole pipeline with a port of its own, since other tests launch beside this one."""
+    accelerate = folder / "accelerate.yaml"
     text = (ROOT / "accelerate_configs" / "cpu.yaml").read_text()
     accelerate.write_text(f"{text.rstrip()}\nmain_process_port: {free_port()}\n")
-    command = [sys.executable, "launch/pipeline.py", *TINY, *SHORT, f"--run.dir={folder / 'run'}"]
-    command += [f"--data.shards={folder / 'shards'}", f"--pipeline.source=csv:{source}"]
-    command += [f"--pipeline.build={json.dumps(BUILD)}", f"--pipeline.stages=[{','.join(STAGES)}]"]
-    command += [f"--pipeline.accelerate_config={folder / 'accelerate.yaml'}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return [
+        sys.executable, "launch/pipeline.py", *TINY, *SHORT, f"--run.dir={folder / 'run'}",
+        f"--data.shards={folder / 'shards'}", f"--pipeline.source=csv:{source}",
+        f"--pipeline.build={json.dumps(BUILD)}", f"--pipeline.stages=[{','.join(STAGES)}]",
+        f"--pipeline.accelerate_config={accelerate}", "--monitoring.console=true",
+    ]  # fmt: skip
 
 
-def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(tmp_path: Path) -> None:
-    source, run = photographs(tmp_path), tmp_path / "run"
-    told = pipeline(tmp_path, source)
+def on_a_terminal(command: list[str]) -> str:
+    """What a person at a terminal sees of a command; it must end with 0."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=its, stderr=its)
+    os.close(its)
+    seen = b""
+    with open(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # Linux says so that nobody writes now
+        while piece := screen.read(4096):
+            seen += piece
+    assert process.wait(900) == 0, seen[-3000:].decode()
+    return seen.decode()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """(folder with run and shards, the command, what it said on a terminal)."""
+    folder = tmp_path_factory.mktemp("whole")
+    whole = command(folder, photographs(folder))
+    return folder, whole, on_a_terminal(whole)
+
+
+def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(made: tuple[Path, list[str], str]) -> None:
+    folder, whole, screen = made
+    run, told = folder / "run", screen.replace("\r\n", "\n")
     assert all(f"{stage}: done in" in told for stage in STAGES)
-    counts = json.loads((tmp_path / "shards" / "manifest.json").read_text())["splits"]
+    counts = json.loads((folder / "shards" / "manifest.json").read_text())["splits"]
     with (run / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["id"] for row in rows}) == len(rows) == counts["test"]["photos"] > 0
@@ -58,8 +84,25 @@ def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(tmp_path: Path
     assert low <= chosen["mcc"] <= high and chosen["n"] == len(rows)
     assert f"report:       {run / 'report' / 'index.html'}\n" in told and "(not made)" not in told
     assert f"scores:       {run / 'evaluation.json'}\n" in told
-    assert (run / "report" / "index.html").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*.csv"))}
-    again = pipeline(tmp_path, source)
-    assert all(f"{stage}: done before, kept" in again for stage in STAGES) and "done in" not in again
+    again = subprocess.run(whole, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    assert all(f"{stage}: done before, kept" in again.stdout for stage in STAGES) and "done in" not in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*.csv"))}
+
+
+def test_a_terminal_gets_the_bar_of_a_stage_through_the_launcher_and_the_log_its_last_state(
+    made: tuple[Path, list[str], str],
+) -> None:
+    folder, _, screen = made
+    states = [state for state in screen.split("\r") if state.startswith("pretrain ") and "/2 |" in state]
+    assert len(states) > 1 and any("images/s  loss " in state for state in states), "no line that rewrites itself"
+    log = (folder / "run" / "logs" / "pretrain.log").read_text()
+    lines = [line for line in log.splitlines() if line.startswith("pretrain 2/2 |")]
+    assert len(lines) == 1 and "images/s  loss " in lines[0] and "\r" not in log
+    assert "pretrain finished at step 2 of 2" in log
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_report_of_a_real_run(made: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    look(made[0] / "run" / "report" / "index.html", tmp_path, 1200)

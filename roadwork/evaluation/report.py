@@ -21,6 +21,7 @@ from PIL import Image
 from roadwork.evaluation import plots
 from roadwork.evaluation.figures import evaluation_figures
 from roadwork.evaluation.photos import attention_words, jpeg, worst_photos
+from roadwork.losses import TERMS
 from roadwork.monitoring.runlog import read_last_per_step, read_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -282,10 +283,13 @@ def _linked(figure: Figure | None) -> str | None:
 
 
 def curves(log: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]] = ()) -> list[tuple[str, str]]:
-    """(title, picture) of curves with values: of metrics.jsonl, and of validation.jsonl (step, mcc, low, high)."""
+    """(title, picture) of curves with values: of metrics.jsonl, and of validation.jsonl (step, mcc, low, high and, where
+    it chose, challenge_mcc).
+    """
+    terms = [name for name in TERMS if any(line.get(name) for line in log)]  # 0 throughout: the run has it not
     wanted = [
-        (log, "Loss and its terms", ("loss", "focal", "consistency", "weather", "segmentation"), "loss"),
-        (validations, "Validation MCC with its interval", ("mcc", "low", "high"), "MCC"),
+        (log, "Loss and its terms", terms, "loss"),
+        (validations, "Validation MCC with its interval", ("mcc", "low", "high", "challenge_mcc"), "MCC"),
         (log, "Learning rate", ("lr",), "learning rate"),
         (log, "Gradient norm", ("grad_norm",), "norm"),
         (log, "Images per second", ("images_per_s",), "images/s"),

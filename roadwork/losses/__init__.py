@@ -4,9 +4,10 @@ from roadwork.losses.auxiliary import WeatherLoss
 from roadwork.losses.consistency import ViewConsistencyLoss, ViewSupervision, pool_views
 from roadwork.losses.focal import FocalLoss, sigmoid_focal_loss
 from roadwork.losses.segmentation import SegmentationLoss
-from roadwork.losses.total import Counts, Targets, TotalLoss
+from roadwork.losses.total import TERMS, Counts, Targets, TotalLoss
 
 __all__ = [
+    "TERMS",
     "Counts",
     "FocalLoss",
     "SegmentationLoss",

@@ -16,6 +16,9 @@ from roadwork.losses.focal import IGNORE, FocalLoss
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 from roadwork.losses.segmentation import SegmentationLoss
 
+TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
+"""The loss and all that it can be the sum of, as metrics.jsonl names them; a term that a run has not is 0 there."""
+
 
 @dataclass
 class Counts:

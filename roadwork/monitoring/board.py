@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from roadwork.losses import TERMS
 from roadwork.monitoring.pictures import grid, overlay, to_uint8
 from roadwork.monitoring.trackers import Tracker, open_trackers
 
@@ -21,40 +22,61 @@ _PERFORMANCE = frozenset(
     }
 )  # fmt: skip
 
+ROW = 4
+"""Charts that a window of 1800 px shows side by side; 1300 px are then high enough for a row of each question."""
+
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1. Is it learning?": {
         "loss": ["Multiline", ["train/loss"]],
-        "loss on held-out groups": ["Multiline", ["val/loss"]],
-        "terms": [
-            "Multiline",
-            [f"train/{t}" for t in ("focal", "consistency", "view", "view_labels", "weather", "segmentation")],
-        ],
-        "MCC on held-out groups": ["Margin", ["val/mcc", "val/mcc_low", "val/mcc_high"]],
         "learning rate": ["Multiline", ["train/lr"]],
+        "norm of the gradient": ["Multiline", ["train/grad_norm"]],
+        "MCC on held-out groups, own threshold": ["Margin", ["val/mcc", "val/mcc_low", "val/mcc_high"]],
     },
     "2. Is it fast?": {
         "images per second": ["Multiline", ["perf/images_per_s"]],
-        "seconds of a step": ["Multiline", ["perf/step_s", "perf/data_wait_s", "perf/checkpoint_stall_s"]],
+        "seconds: step, data wait, checkpoint stall": [
+            "Multiline",
+            ["perf/step_s", "perf/data_wait_s", "perf/checkpoint_stall_s"],
+        ],
         "share of the ceiling (MFU)": ["Multiline", ["perf/mfu"]],
         "slowest rank over the median": ["Multiline", ["perf/slowest_over_median"]],
-        "which rank is the slowest": ["Multiline", ["perf/slowest_rank"]],
-        "memory, GiB": ["Multiline", ["perf/memory_gib"]],
     },
     "3. Is it healthy?": {
-        "norm of the gradient": ["Multiline", ["train/grad_norm"]],
+        "skipped photos and steps": ["Multiline", ["train/skipped_samples", "train/nonfinite_steps"]],
         "norm of the weights": ["Multiline", ["train/weight_norm"]],
-        "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
-        "entropy of the experts": ["Multiline", [r"experts/entropy_layer\d+"]],
-        "share of the busiest expert": ["Multiline", [r"experts/max_layer\d+"]],
-        "load-balance term of the experts": ["Multiline", ["train/balance"]],
-        "skipped": ["Multiline", ["train/skipped_samples", "train/nonfinite_steps"]],
+        "entropy of the experts (1: even load)": ["Multiline", [r"experts/entropy_layer\d+"]],
+        "memory, GiB": ["Multiline", ["perf/memory_gib"]],
+    },
+    "4. Details": {
+        **{f"term of the loss: {term}": ["Multiline", [f"train/{term}"]] for term in TERMS if term != "loss"},
+        "cross entropy on held-out groups": ["Multiline", ["val/loss"]],
+        "MCC as the challenge sends the photos": ["Multiline", ["val/challenge_mcc"]],
         "kept views": ["Multiline", ["train/kept_views"]],
+        "distance of the average (EMA)": ["Multiline", ["train/ema_distance"]],
+        "share of the busiest expert": ["Multiline", [r"experts/max_layer\d+"]],
+        "which rank is the slowest": ["Multiline", ["perf/slowest_rank"]],
     },
 }
-"""Custom scalars: category -> chart -> [kind, tags]."""
+"""Custom scalars: category -> chart -> [kind, tags]; a question has at most ROW charts, so that all three fit a screen.
 
-FINAL = ("val_mcc", "mcc", "ece", "mcc_image_only", "mcc_image_only_224")
-"""Columns of HPARAMS: MCC on validation groups, then what the evaluation found on the scored split."""
+TensorBoard gives a run ONE colour: tags of one chart differ by their markers only, so each term of the loss has its own.
+It puts charts with a margin behind the others of their category.
+"""
+
+_OWN_SHARE = "at the threshold that gives the scored photos their own share of positives, not at 0.5"
+ABOUT = {
+    "val/mcc": f"MCC of the validation photos {_OWN_SHARE}: until prediction calibrates them, raw answers lie anywhere.",
+    "val/mcc_low": "Lower end of the 95 % interval of val/mcc, by bootstrap over groups.",
+    "val/mcc_high": "Upper end of the 95 % interval of val/mcc, by bootstrap over groups.",
+    "val/challenge_mcc": f"MCC of the validation photos as the challenge sends them, {_OWN_SHARE}.",
+    "val/loss": "Mean cross entropy of the raw answers to the validation photos; no term of the training loss.",
+}
+"""What some curves are; TensorBoard shows it under Text, since its fast reader drops the descriptions of scalars."""
+
+FINAL = ("val_mcc", "val_challenge_mcc", "mcc", "ece", "mcc_image_only", "mcc_image_only_224")
+"""Columns of HPARAMS: best MCC on validation groups, of their photos or as the challenge sends them (what chose best/),
+then what the evaluation found on the scored split.
+"""
 
 
 def tagged(record: Mapping[str, Any]) -> dict[str, float]:
@@ -89,8 +111,8 @@ class Board:
 
     purge_step: the first optimizer step that this process will write again (its start step) when it continues a run.
     What a dead process wrote at and after that step disappears from the curves, so none overlap. None for a new run.
-    trackers: extra receivers of scalars, see `roadwork.monitoring.trackers`. layout: write LAYOUT; false for a run
-    without curves, since TensorBoard adds the layouts of all runs up.
+    trackers: extra receivers of scalars, see `roadwork.monitoring.trackers`. layout: write LAYOUT, and ABOUT where a run
+    begins; false for a run without curves, since TensorBoard adds the layouts of all runs up.
     """
 
     def __init__(
@@ -110,6 +132,8 @@ class Board:
             self.writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
             if layout:
                 self.writer.add_custom_scalars(LAYOUT)
+            if layout and not purge_step:
+                self.text("about", "\n".join(f"- `{tag}`: {what}" for tag, what in ABOUT.items()))
 
     @classmethod
     def open(

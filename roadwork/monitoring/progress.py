@@ -122,13 +122,13 @@ class Progress:
             self.stream.write(text + "\n")
             self.stream.flush()
 
-    def close(self, summary: str = "") -> None:
-        """Ends the line and says what came of the stage: its time and, in `summary`, where its results are."""
+    def close(self, outcome: str) -> None:
+        """Ends the line and says what came of the stage, `done`, `stopped` or `failed`, and when."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
         spent = duration(time.monotonic() - self._began)
-        self.say(f"{self.stage} done in {spent}" + (f": {summary}" if summary else ""))
+        self.say(f"{self.stage} {outcome} {'in' if outcome == 'done' else 'after'} {spent}")
         self.enabled = False
 
     def __enter__(self) -> Progress:

@@ -17,6 +17,8 @@ class Counters:
     """Optimizer steps done."""
     samples_seen: int = 0
     """Photos that went through the loss."""
+    last_mcc: float | None = None
+    """Of the last validation; None: there was none, or the checkpoint is from before this was kept."""
     best_mcc: float = -2.0
     best_loss: float = math.inf
     best_step: int = -1
@@ -39,6 +41,16 @@ class Counters:
     """SHA-256 of the photos and weights that the order draws from; empty: likewise."""
     select_on: str = ""
     """What `best_mcc` is an MCC of (`training.select_on`); empty: likewise."""
+
+    @property
+    def metric(self) -> str:
+        """What `last_mcc` and `best_mcc` are, in words."""
+        return "challenge MCC" if self.select_on == "challenge" else "MCC"
+
+    def judged(self) -> dict[str, float]:
+        """Figures of the validations for the console: the last MCC and the best one, as far as they are known."""
+        figures = {self.metric: self.last_mcc, f"best {self.metric}": self.best_mcc if self.best_step >= 0 else None}
+        return {name: value for name, value in figures.items() if value is not None}
 
     def check_same_run(self, now: Counters, path: Path) -> None:
         """UserError where the launch `now` would draw or judge other photos than the run of checkpoint `path`."""

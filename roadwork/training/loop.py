@@ -20,7 +20,7 @@ from roadwork.data.augment import Augment
 from roadwork.data.batch import Batch
 from roadwork.engine import Engine
 from roadwork.errors import UserError
-from roadwork.losses import Counts, Targets, TotalLoss
+from roadwork.losses import TERMS, Counts, Targets, TotalLoss
 from roadwork.monitoring.own_time import OwnTime
 from roadwork.monitoring.progress import Progress
 from roadwork.training import best
@@ -38,7 +38,7 @@ from roadwork.training.pace import GarbageCollection, Utilisation
 from roadwork.training.parts import Data, Made
 from roadwork.training.schedule import cosine_with_warmup
 from roadwork.training.spikes import Spikes
-from roadwork.training.totals import TERMS, Share, total
+from roadwork.training.totals import Share, total
 from roadwork.training.unreadable import judge_budget, stop_on_faults
 from roadwork.training.validation import challenge_mcc, validate
 
@@ -129,6 +129,7 @@ class Trainer:
             "pretrain", self.steps_total, counters.step, enabled=self.engine.is_main and self.config.monitoring.console
         )
         loader = None if counters.finished else self.data.train_loader(self.engine, self.config, counters.step)
+        outcome = "failed"
         try:
             self._mend_best()
             if loader is not None:
@@ -138,10 +139,11 @@ class Trainer:
                     stopped = self._steps(iter(loader), progress, garbage)
                 if not stopped:
                     self._finish()
+            outcome = "done" if counters.finished else "stopped"
         finally:
             if loader is not None:
                 loader.close()
-            progress.close()
+            progress.close(outcome)
             self.close()
         return counters
 
@@ -162,8 +164,7 @@ class Trainer:
                 return self._leave()
             counters.step = step + 1
             self.journal.record(record)
-            figures = {"loss": record["loss"], **({"best MCC": counters.best_mcc} if counters.best_step >= 0 else {})}
-            progress.update(step + 1, training.global_batch, figures)
+            progress.update(step + 1, training.global_batch, {"loss": record["loss"], **counters.judged()})
             self._guard(record)
             garbage.after(step + 1)
             if stop or (self._due(step + 1) and not self._validate()):
@@ -412,7 +413,7 @@ class Trainer:
                 scores = None if asked is None else replace(scores, challenge=asked)
         if scores is None:
             return False
-        counters.validated_step = step
+        counters.validated_step, counters.last_mcc = step, scores.selects
         if (scores.selects, -scores.loss) > (counters.best_mcc, -counters.best_loss):
             counters.best_mcc, counters.best_loss, counters.best_step = scores.selects, scores.loss, step
             counters.stale_validations = 0
@@ -461,8 +462,9 @@ class Trainer:
         counters.finished = True
         self._save()
         self.checkpoints.wait()
+        chosen_by = "val_challenge_mcc" if counters.select_on == "challenge" else "val_mcc"
         with self.journal.board() as board:
-            board.hparams(self.config, {"val_mcc": counters.best_mcc}, self.config.run.dir)
+            board.hparams(self.config, {chosen_by: counters.best_mcc}, self.config.run.dir)
 
     def _saved(self) -> bool:
         """Save what is not; whether it then is. What no step changed needs no checkpoint. Collective."""

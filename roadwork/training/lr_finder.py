@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from roadwork.config import Config, LrFinderConfig, accumulation
+from roadwork.data.batch import Batch
 from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.monitoring.progress import Progress
@@ -109,21 +111,28 @@ def _sweep(trainer: Trainer, test: RangeTest) -> bool:
     steps = min(config.lr_finder.steps, data.steps)
     loader = data.train_loader(engine, config, 0)
     progress = Progress("find_lr", steps, enabled=engine.is_main and config.monitoring.console)
+    outcome = "failed"
     try:
-        batches = iter(loader)
-        for step in range(steps):
-            trainer.fixed_rate = rate = test.rate(step)
-            record, stop = trainer.optimizer_step(step, batches)
-            progress.update(step + 1, config.training.global_batch, {"lr": rate, "loss": record["loss"]})
-            if test.add(rate, record["loss"]):
-                return True
-            if stop and step + 1 < steps:
-                return False
+        ended = _steps(trainer, test, steps, iter(loader), progress)
+        outcome = "done" if ended else "stopped"
     except Stopped:
-        return False
+        ended, outcome = False, "stopped"
     finally:
-        progress.close()
+        progress.close(outcome)
         loader.close()
+    return ended
+
+
+def _steps(trainer: Trainer, test: RangeTest, steps: int, batches: Iterator[Batch], progress: Progress) -> bool:
+    """As `_sweep`. Raises Stopped where a signal came within a step."""
+    for step in range(steps):
+        trainer.fixed_rate = rate = test.rate(step)
+        record, stop = trainer.optimizer_step(step, batches)
+        progress.update(step + 1, trainer.config.training.global_batch, {"lr": rate, "loss": record["loss"]})
+        if test.add(rate, record["loss"]):
+            return True
+        if stop and step + 1 < steps:
+            return False
     return True
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from roadwork.config import Config, accumulation
@@ -13,6 +14,7 @@ from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.errors import UserError
 from roadwork.inference.standing import synthetic_half
 from roadwork.monitoring.console import quiet_libraries
+from roadwork.training.checkpoint import complete_checkpoints
 from roadwork.training.counters import Counters
 from roadwork.training.loop import Trainer
 from roadwork.training.parts import build_data, build_model
@@ -40,17 +42,25 @@ def pretrain(config: Config) -> Counters:
         _say("model: " + ", ".join(f"{name} {value}" for name, value in trainer.model.runtime().items()))
     counters = trainer.run()
     if engine.is_main:
-        ended = "finished" if counters.finished else "stopped; launch again to continue"
-        best = (
-            f"best validation MCC {counters.best_mcc:.3f} at step {counters.best_step}"
-            if counters.best_step >= 0
-            else ""
-        )
-        _say(f"pretrain {ended} at step {counters.step} of {data.steps}. {best}", f"run folder: {folder}")
-        if counters.skipped:
-            _say(f"{len(counters.skipped)} photos could not be read: {folder}/skipped.jsonl names them")
+        _say(*closing(counters, data.steps, folder))
     engine.close()
     return counters
+
+
+def closing(counters: Counters, steps: int, folder: Path) -> Iterator[str]:
+    """What came of a run of `steps` optimizer steps, where it lies, and what to do next: a few lines."""
+    ended = "finished" if counters.finished else "stopped; launch again to continue"
+    yield f"pretrain {ended} at step {counters.step} of {steps}"
+    if counters.best_step >= 0:
+        told = f"{counters.metric} {counters.best_mcc:.3f} on the validation photos, at step {counters.best_step}"
+        yield f"best weights: {folder / 'best'} ({told})"
+    if saved := complete_checkpoints(folder / "checkpoints"):
+        yield f"checkpoint:   {saved[-1]}"
+    if counters.skipped:
+        yield f"unreadable:   {folder / 'skipped.jsonl'} names {len(counters.skipped)} photos"
+    yield f"curves:       tensorboard --logdir {folder / 'tensorboard'}"
+    if counters.finished:
+        yield f"next:         accelerate launch launch/dora_folds.py --run.dir {folder}"
 
 
 def prepare_folder(config: Config) -> Path:

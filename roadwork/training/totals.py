@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from roadwork.engine import Engine
+from roadwork.losses import TERMS
 from roadwork.monitoring.throughput import memory_gib
-
-TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 
 
 @dataclass(frozen=True)

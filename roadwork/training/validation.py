@@ -1,4 +1,6 @@
-"""Predictions of a split over all ranks, each photo once, and the metric that selects the model."""
+"""Predictions of a split over all ranks, each photo once, and the metric that selects the model: MCC at the threshold
+that gives the split its own share of positives (`prevalence_threshold`), not at 0.5.
+"""
 
 from __future__ import annotations
 

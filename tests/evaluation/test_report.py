@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ from roadwork.evaluation import plots
 from roadwork.evaluation.assess import evaluate
 from roadwork.evaluation.challenge import draw_challenges, standing
 from roadwork.evaluation.figures import uncalibrated
-from roadwork.evaluation.report import number, read_probabilities, write_report
+from roadwork.evaluation.report import curves, number, read_probabilities, write_report
+from roadwork.losses import TERMS
+from tests.evaluation.browser import look
 from tests.evaluation.fake_run import build_run, build_shards, probabilities
-from tests.launching import require
 
 FIGURES = (
     "MCC and interval of each system", "Loss and its terms", "Validation MCC with its interval", "Learning rate",
@@ -113,8 +113,28 @@ def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path):
     page = write_report(tmp_path / "nothing").read_text()
     text = text_of(page)
     for wanted in ("No result yet", "No predictions have been scored", "No metrics.jsonl", "No checkpoints", "No folds",
-                   "No config.yaml", "No manifest.json", "No rejected.jsonl", "No pseudo-masks were made"):  # fmt: skip
+                   "No config.yaml", "No manifest.json", "No rejected.jsonl", "No pseudo-masks were made",
+                   "whether training skipped samples is not known"):  # fmt: skip
         assert wanted in text, wanted
+    assert "No sample was skipped" not in text, "nobody has trained"
+
+
+@pytest.mark.parametrize(
+    ("missed", "told"),
+    [(0, "No sample was skipped in training."), (3, "Samples skipped in training: 3; no skipped.jsonl names them.")],
+)
+def test_skipped_samples_are_denied_only_by_the_metrics(tmp_path, missed, told):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, "skipped_samples": missed}) + "\n")
+    assert told in text_of(write_report(tmp_path).read_text())
+
+
+def test_every_term_that_the_run_has_is_drawn_with_its_loss(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "curves_figure", lambda lines, names, unit: drawn.setdefault(unit, names) and None)
+    lines = [{"step": step, "lr": 0.1} | dict.fromkeys(TERMS, 0.25 * step) for step in (0, 1)]
+    curves([line | {"segmentation": 0.0} for line in lines])
+    assert drawn["loss"] == [term for term in TERMS if term != "segmentation"]
+    assert {"view", "view_labels", "balance"} <= set(drawn["loss"])
 
 
 def test_damaged_files_do_not_stop_it(made, tmp_path):
@@ -146,37 +166,11 @@ def test_figures_survive_one_class_and_nothing():
     assert plots.map_figure([np.nan], [np.nan], [1.0]) is None
 
 
-PROBE = """<script>window.addEventListener('load', () => {
-const all = [...document.images], bad = all.filter(i => !i.complete || i.naturalWidth === 0);
-parent.postMessage(JSON.stringify({images: all.length, bad: bad.map(i => i.alt), width: window.innerWidth,
-  overflow: document.documentElement.scrollWidth - window.innerWidth}), '*'); });</script></body>"""
-FRAME = """<!DOCTYPE html><body style="margin:0"><script>
-addEventListener('message', m => document.body.dataset.probe = m.data);</script>
-<iframe src="index.html" style="border:0;width:{width}px;height:900px"></iframe></body>"""
-"""A headless window is never narrower than 500 px, so a phone's page stands in a frame."""
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_real_browser_loads_every_picture_without_an_error(made, tmp_path, width):
-    require("browser", "chromium", "apt-get install chromium")
     run, scored, train = made
-    page = write_report(run, scored=scored, train=train).read_text()
-    (tmp_path / "index.html").write_text(page.replace("</body>", PROBE))
-    (tmp_path / "frame.html").write_text(FRAME.replace("{width}", str(width)))
-    command = [
-        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900", "--enable-logging=stderr", "--v=0",
-        "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    found = re.search(r'data-probe="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    state = json.loads(html.unescape(found[1]))
-    assert state["width"] == width
-    assert state["images"] == page.count("<img ") > 10 and state["bad"] == []
-    assert state["overflow"] <= 0, "the page is wider than the screen"
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    look(write_report(run, scored=scored, train=train), tmp_path, width)
 
 
 @pytest.mark.parametrize("place", ["challenge.json", "evaluation.json"])

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from roadwork.config import Config
 from roadwork.errors import UserError
-from roadwork.monitoring.board import LAYOUT, Board, flat_options, tagged
+from roadwork.losses import TERMS
+from roadwork.monitoring.board import ABOUT, LAYOUT, ROW, Board, flat_options, tagged
 from roadwork.monitoring.pictures import MASK_COLOURS, grid, overlay
 
 RECORD = {
@@ -87,11 +88,28 @@ def test_pictures_curves_experts_and_hyper_parameters(tmp_path):
 
 
 def test_the_layout_asks_the_three_questions_with_tags_that_are_written(tmp_path):
-    assert [name[3:] for name in LAYOUT] == ["Is it learning?", "Is it fast?", "Is it healthy?"]
+    assert [name[3:] for name in LAYOUT] == ["Is it learning?", "Is it fast?", "Is it healthy?", "Details"]
     Board(tmp_path).close()
     assert "custom_scalars__config__" in read(tmp_path).summary_metadata
     charted = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
-    assert set(tagged(RECORD)) <= charted
+    assert set(tagged(RECORD)) | {f"train/{term}" for term in TERMS} <= charted
+
+
+def test_each_question_is_one_row_and_no_two_terms_share_a_chart_since_they_would_share_its_colour():
+    assert ROW == 4 and all(len(charts) <= ROW for name, charts in LAYOUT.items() if "?" in name)
+    terms = {f"train/{term}" for term in TERMS}
+    assert all(len(terms.intersection(tags)) <= 1 for charts in LAYOUT.values() for _, tags in charts.values())
+
+
+def test_tensorboard_says_once_at_which_threshold_the_mcc_is(tmp_path):
+    for purge_step in (None, 6):  # a new run, and its relaunch
+        Board(tmp_path, purge_step=purge_step).close()
+    (event,) = read(tmp_path).Tensors("about/text_summary")
+    (text,) = event.tensor_proto.string_val
+    lines = dict(line.decode().removeprefix("- ").split(": ", 1) for line in text.split(b"\n"))
+    assert list(lines) == [f"`{tag}`" for tag in ABOUT]
+    assert all("own share of positives, not at 0.5" in lines[tag] for tag in ("`val/mcc`", "`val/challenge_mcc`"))
+    assert all(any(tag in tags for charts in LAYOUT.values() for _, tags in charts.values()) for tag in ABOUT)
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -20,11 +20,18 @@ def test_plain_lines_hold_rate_figures_and_time_left():
     progress = Progress("pretrain", total=4, stream=out, every_s=0.0)
     for step in range(1, 5):
         progress.update(step, images=32, figures={"loss": 0.5 / step, "MCC": 0.25})
-    progress.close("model in runs/x/model")
+    progress.close("done")
     lines = out.getvalue().splitlines()
     assert len(lines) == 5 and "\r" not in out.getvalue()
     assert lines[0].startswith("pretrain 1/4  ") and "images/s  loss 0.5  MCC 0.25" in lines[0] and "left" in lines[0]
-    assert lines[-1].startswith("pretrain done in ") and lines[-1].endswith(": model in runs/x/model")
+    assert lines[-1] == "pretrain done in 0 s"
+
+
+@pytest.mark.parametrize("outcome", ["stopped", "failed"])
+def test_what_did_not_reach_its_end_is_not_done(outcome):
+    out = io.StringIO()
+    Progress("pretrain", total=4, stream=out).close(outcome)
+    assert out.getvalue() == f"pretrain {outcome} after 0 s\n"
 
 
 def test_plain_lines_are_rare_but_the_last_step_is_shown():
@@ -63,7 +70,7 @@ def test_time_left_of_a_resumed_run_counts_only_its_own_steps():
 def test_a_terminal_gets_one_line_that_rewrites_itself():
     code = (
         "from roadwork.monitoring.progress import Progress\np = Progress('pretrain', total=50)\n"
-        "for i in range(1, 51): p.update(i, images=8, figures={'loss': 1 / i})\np.close('ok')"
+        "for i in range(1, 51): p.update(i, images=8, figures={'loss': 1 / i})\np.close('done')"
     )
     main, side = pty.openpty()
     env = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "utf-8"}

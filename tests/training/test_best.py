@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roadwork.monitoring.runlog import read_lines
 from roadwork.training import folds, validation
+from roadwork.training.counters import Counters
+from roadwork.training.pretrain import closing
 from roadwork.training.validation import challenge_mcc
 from tests.training.small_trainer import Make, make_trainer, options, sheets  # noqa: F401 - fixtures
 
@@ -79,8 +82,22 @@ def test_the_best_weights_may_be_those_that_the_challenge_would_choose(
     best = max(lines, key=lambda line: (line["challenge_mcc"], -line["loss"]))
     assert (counters.best_step, counters.best_mcc) == (best["step"], pytest.approx(best["challenge_mcc"]))
     assert {line["challenge"] for line in lines} == {"real half only"}
+    # Named as what it is: in HPARAMS, on the progress line and at the end.
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert events.Scalars("final/val_challenge_mcc")[0].value == pytest.approx(counters.best_mcc)
+    assert "final/val_mcc" not in events.Tags()["scalars"]
+    last = lines[-1]["challenge_mcc"]
+    assert counters.judged() == {"challenge MCC": last, "best challenge MCC": counters.best_mcc}
+    told = f"challenge MCC {counters.best_mcc:.3f} on the validation photos, at step {counters.best_step}"
+    assert f"({told})" in next(line for line in closing(counters, 6, tmp_path) if line.startswith("best weights: "))
     again = challenge_mcc(made.engine, made.model, made.data.val, made.config)
     assert again == challenge_mcc(made.engine, made.model, made.data.val, made.config)
+
+
+def test_the_console_is_told_the_last_mcc_and_the_best_one_as_far_as_they_are_known() -> None:
+    assert Counters().judged() == {}
+    assert Counters(last_mcc=0.25, best_mcc=0.5, best_step=3).judged() == {"MCC": 0.25, "best MCC": 0.5}
+    assert Counters(best_mcc=0.5, best_step=3).judged() == {"best MCC": 0.5}, "of an older checkpoint"
 
 
 def test_the_generated_half_is_asked_where_it_is_given(

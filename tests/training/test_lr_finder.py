@@ -67,7 +67,7 @@ def test_a_stop_signal_leaves_no_curve_that_the_pipeline_takes_for_a_whole_one(
                 os.kill(os.getpid(), signal.SIGTERM)
             return super()._micro_step(step, micro, *given)
 
-    config = options(tmp_path, shards, "--lr_finder.steps=4")
+    config = options(tmp_path, shards, "--lr_finder.steps=4", "--monitoring.console=true")
     for name in ("lr_finder.json", "lr_finder.png"):
         (tmp_path / name).write_text("of an earlier test")
     monkeypatch.setattr(lr_finder, "Trainer", Signalled)
@@ -79,5 +79,7 @@ def test_a_stop_signal_leaves_no_curve_that_the_pipeline_takes_for_a_whole_one(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert f"find_lr stopped after {2 + at[1]} steps; launch again to do it anew\n" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"find_lr stopped after {2 + at[1]} steps; launch again to do it anew\n" in said.out
+    assert said.err.splitlines()[-1].startswith("find_lr stopped after ") and "done" not in said.err
     assert not list(tmp_path.glob("lr_finder.*")) and not pipeline._ended(config, "find_lr")

@@ -17,6 +17,7 @@ from roadwork.evaluation import challenge
 from roadwork.inference.standing import CHUNK
 from roadwork.training.checkpoint import Checkpointer, complete_checkpoints
 from roadwork.training.loop import Trainer
+from roadwork.training.pretrain import closing
 from roadwork.training.validation import CHALLENGE_ROUNDS
 from tests.training.small_trainer import Make, make_trainer, sheets  # noqa: F401 - fixtures
 
@@ -34,12 +35,17 @@ class Signalled(Trainer):
 
 @pytest.mark.parametrize(("at", "saved"), [((3, 0), 3), ((3, 1), 4), ((0, 0), 0)])
 def test_a_step_is_left_between_micro_batches_and_made_again(
-    trainer: Make, tmp_path: Path, at: tuple[int, int], saved: int
+    trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], at: tuple[int, int], saved: int
 ) -> None:
     kind = type("At", (Signalled,), {"at": at})
-    stopped = trainer(kind=kind)
+    stopped = trainer("--monitoring.console=true", kind=kind)
     counters = stopped.run()
     assert counters.step == saved and not counters.finished
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("pretrain stopped after ") and not any("done" in line for line in said)
+    told = list(closing(counters, 6, tmp_path / "run"))
+    assert told[0] == f"pretrain stopped; launch again to continue at step {saved} of 6"
+    assert not any(line.startswith(("best", "next")) for line in told)
     names = [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")]
     assert names == ([f"step-{saved:08d}"] if saved else [])
     again = trainer()
@@ -48,6 +54,20 @@ def test_a_step_is_left_between_micro_batches_and_made_again(
     whole.run()
     for name, parameter in whole.masters.parameters.items():
         assert torch.equal(parameter, again.masters.parameters[name]), name
+
+
+def test_a_run_that_fails_says_so_and_one_that_ends_is_done(trainer: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing(Trainer):
+        def _micro_step(self, step: int, *given: Any) -> Any:
+            if step == 2:
+                raise RuntimeError("a planned failure")
+            return super()._micro_step(step, *given)
+
+    with pytest.raises(RuntimeError, match="a planned failure"):
+        trainer("--monitoring.console=true", kind=Failing).run()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("pretrain failed after ")
+    assert trainer("--monitoring.console=true").run().finished
+    assert capsys.readouterr().err.splitlines()[-1].startswith("pretrain done in ")
 
 
 ONE = """
