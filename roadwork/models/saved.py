@@ -24,7 +24,7 @@ from roadwork.data.record import Rejected
 from roadwork.data.views import make_views, view_boxes
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone
-from roadwork.models.weights import Recipe
+from roadwork.models.weights import Recipe, check_finite
 
 WEIGHTS, CONFIG, CALIBRATION, CARD = "model.safetensors", "config.json", "calibration.json", "README.md"
 ARCHITECTURE, FORMAT = "RoadworkDetector", 1
@@ -178,6 +178,7 @@ class Saved(nn.Module):
         except (OSError, SafetensorError) as error:
             raise UserError(f"{source / WEIGHTS} cannot be read: {error}") from error
         self._compare(state, source)
+        check_finite(state, source / WEIGHTS)
         self.load_state_dict(state)
         self.backbone.recipe = _recipe(content)
 
