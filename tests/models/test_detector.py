@@ -140,6 +140,16 @@ def test_bf16_runs_forward_and_backward_near_fp32(build: Build, photos: Photos, 
     assert model.backbone.net.state_dict().keys() == build(backbone=name).backbone.net.state_dict().keys()
 
 
+def test_float64_runs_forward_and_backward_near_fp32(build: Build, photos: Photos) -> None:
+    model = build(dropout=0.0, metadata_dropout=0.0).eval()
+    views, mask, boxes = photos([3, 2])
+    exact = model(views, mask, _metadata(2), boxes).logits
+    outputs = model.double()(views, mask, _metadata(2), boxes)
+    torch.testing.assert_close(outputs.logits, exact, atol=1e-5, rtol=1e-4)
+    _loss(outputs).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.pruner.parameters())
+
+
 def test_a_plain_engines_autocast_runs_forward_and_backward(build: Build, photos: Photos) -> None:
     """Without ZeRO the weights stay fp32 and torch casts operation by operation: fusion then met an fp32 limit in bf16."""
     views, mask, boxes = photos([3, 2])
