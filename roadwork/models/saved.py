@@ -51,10 +51,7 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
             raise ValueError(f"array of shape {image.shape}; expected [H, W, 3] or [H, W]")
         rgb = np.ascontiguousarray(image)
     elif isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if not path.is_file():
-            raise ValueError(f"image {str(path)!r} is not a file")
-        rgb = _decode(path.read_bytes(), str(path))
+        rgb = _decode(_content(Path(image)), str(image))
     elif isinstance(image, bytes | bytearray | memoryview):
         rgb = _decode(bytes(image), f"{len(image)} bytes")
     elif isinstance(image, Image.Image):
@@ -64,6 +61,16 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
     if min(rgb.shape[:2]) < MIN_SIDE:
         raise ValueError(f"image of {rgb.shape[1]}x{rgb.shape[0]} px; sides must be at least {MIN_SIDE}")
     return rgb
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        reason = "not a file"
+    except OSError as error:  # a name too long, no permission
+        reason = error.strerror or str(error)
+    raise ValueError(f"image {str(path)[:200]!r} cannot be read: {reason}; give the path of a picture")
 
 
 def _decode(image: bytes | Image.Image, name: str) -> npt.NDArray[np.uint8]:

@@ -54,6 +54,13 @@ def test_saved_and_loaded_models_are_equal(
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_how_to_compute_is_not_loaded(build: Build, tmp_path: Path) -> None:
+    """Another machine may lack the kernels of the one that trained."""
+    build(attention="math").save_pretrained(tmp_path)
+    loaded = RoadworkDetector.from_pretrained(tmp_path)
+    assert loaded.config.attention == "auto" and loaded.runtime()["attention"].startswith("auto (")
+
+
 def test_the_folder_is_one_that_the_hub_takes_as_it_is(build: Build, tmp_path: Path) -> None:
     build().save_pretrained(tmp_path, {"temperature": 1.0, "bias": 0.0})
     assert {path.name for path in tmp_path.rglob("*")} == {
@@ -138,6 +145,8 @@ def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArra
         png[:-40],
         _bytes(Image.fromarray(photo), "EPS"),  # Pillow would start an interpreter for it
         tmp_path / "missing.jpg",
+        tmp_path,
+        "a" * 5000,
         photo.astype(np.float32),
         photo[..., :2],
         photo[:10],
