@@ -63,14 +63,17 @@ def test_no_tokens_are_mixed_to_none(width: int) -> None:
 
 
 def test_the_router_is_exact_in_a_bf16_model() -> None:
-    """In bf16 the three probabilities would round to the same number, and the first two experts would win."""
+    """4 and 4 + 2^-9 are one number in bf16: three experts would be alike, and the same two of them win for every token."""
     own = qwen3_moe(HIDDEN, 24, 4, 2)[1].bfloat16()
-    x = torch.ones(1, 1, HIDDEN, dtype=torch.bfloat16)
+    x = torch.zeros(1, 3, HIDDEN, dtype=torch.bfloat16)
+    x[..., 0] = 1
     with torch.no_grad():
         own.router.weight.zero_()
         own.router.weight[:, 0] = torch.tensor([4.0, 4.0, 4.0, -8.0])
-        own.router.weight[1:3, 1] = 2**-9  # 4 + 2^-9 is 4 in bf16
-    assert own(x)[1][:4].tolist() == [0.0, 1.0, 1.0, 0.0]
+        for token, winners in enumerate(([0, 1], [0, 2], [1, 2])):
+            x[0, token, token + 1] = 1
+            own.router.weight[winners, token + 1] = 2**-9
+    assert own(x)[1][:4].tolist() == [2.0, 2.0, 2.0, 0.0]
 
 
 def test_balance_equals_transformers_with_padding() -> None:
