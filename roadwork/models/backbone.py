@@ -309,10 +309,11 @@ class Backbone(nn.Module):
         if not with_patches and self._has_class_token():
             return self.net.norm(state.x[:, :1])[:, 0], None
         x = self.net.norm(state.x)
-        vector = x[:, 0] if self._has_class_token() else x[:, prefix:].mean(1)
+        patches, late = x[:, prefix:], self.net.fc_norm  # some nets without a class token normalise behind the mean
+        vector = x[:, 0] if self._has_class_token() else late(patches.mean(1))
         if not with_patches:
             return vector, None
-        return vector, x[:, prefix:].transpose(1, 2).unflatten(2, state.grid)
+        return vector, late(patches).transpose(1, 2).unflatten(2, state.grid)
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor | None]:
         """Views [N, 3, S, S] -> vectors [N, D] and patch map [N, C, h, w], without pruning."""

@@ -66,7 +66,7 @@ class RoadworkDetector(Saved, nn.Module):
             raise UserError(f"model.attention is {config.attention!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
         name = resolve_backbone(config.backbone)
         self.config = config = dataclasses.replace(config, backbone=name)
-        self.view_size, self.compiled = check_view_size(view_size), False
+        self.view_size, self.compiled = check_view_size(view_size), ""
         self.calibration: dict[str, float] | None = None
         fresh = recipe is None
         recipe = plan(name, config.weights) if recipe is None else recipe
@@ -199,6 +199,8 @@ class RoadworkDetector(Saved, nn.Module):
         """What `encode` has before the backbone's first unit; views [B, V, 3, S, S] and the rest as in `forward`."""
         mask, boxes = self._check(views, view_mask, boxes)
         slots = Slots.of(mask, views.device)
+        if slots.index is None and not Slots.full(mask):
+            views = _zeroed(views, mask)  # what padding holds would reach the weights' gradients as 0 * NaN
         return Partial(self.backbone.begin(slots.pack(views)), 0, slots, mask, slots.pack(boxes))
 
     def advance(self, partial: Partial, unit: int) -> Partial:
@@ -312,32 +314,29 @@ class RoadworkDetector(Saved, nn.Module):
 
     def _check(self, views: Tensor, mask: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
         """One clear ValueError for each wrong input; the mask with a view per photo, and fp32 boxes."""
-        if views.dim() != 5 or views.shape[2] != 3 or 0 in views.shape:
+        if not isinstance(views, Tensor):
+            raise ValueError(f"views are {type(views).__name__}; expected a tensor [B, V, 3, S, S]")
+        if views.dim() != 5 or views.shape[2] != 3 or views.shape[3] != views.shape[4] or 0 in views.shape:
             raise ValueError(f"views have shape {tuple(views.shape)}; expected [B, V, 3, S, S] with B and V at least 1")
         if views.shape[1] > MAX_VIEWS:
             raise ValueError(f"{views.shape[1]} views of a photo; at most {MAX_VIEWS} are allowed")
         if not (views.is_floating_point() or views.dtype == torch.uint8):
             raise ValueError(f"views are {views.dtype}; expected floats in [0, 1] or uint8")
         self.backbone.check_size(*views.shape[-2:])
-        on_host = views.device.type == "cpu" and not torch.compiler.is_exporting()
-        if on_host and views.is_floating_point():  # a GPU would have to wait for the answer
-            low, high = (float(bound) for bound in views.detach().aminmax())
-            if not -0.01 <= low <= high <= 1.01:
-                raise ValueError(
-                    f"views range from {low:.3g} to {high:.3g}; expected [0, 1], the model normalises itself"
-                )
         grid = tuple(views.shape[:2])
         if mask is None:
             mask = torch.ones(grid, dtype=torch.bool)
-        if tuple(mask.shape) != grid or mask.dtype != torch.bool:
-            raise ValueError(f"view_mask is {mask.dtype} {tuple(mask.shape)}; expected bool {grid}")
+        if not isinstance(mask, Tensor) or tuple(mask.shape) != grid or mask.dtype != torch.bool:
+            given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"view_mask is {given}; expected bool {grid}")
         first = torch.arange(grid[1], device=mask.device) == 0
         mask = mask | (first & ~mask.any(1, keepdim=True))
+        _check_range(views, mask)
         if boxes is None:
             boxes = torch.zeros(*grid, 4, device=views.device)
             boxes[..., 2:] = 1.0
         _check_boxes(boxes, mask)
-        return mask, boxes.to(views.device, torch.float32)
+        return mask, _zeroed(boxes.to(views.device, torch.float32), mask)
 
     def _attention(self) -> AbstractContextManager[Any]:
         backend = ATTENTION_BACKENDS[self.config.attention]
@@ -360,7 +359,7 @@ class RoadworkDetector(Saved, nn.Module):
         count = len(inner) + len(self.layers)
         # Blocks of one class share their code, and every width and mode counts: past the limit torch leaves them uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * count)
-        self.compiled = self.backbone.compiled = True
+        self.compiled, self.backbone.compiled = str(options.get("mode") or "default"), True
         return count
 
     def _attention_in_use(self) -> str:
@@ -383,15 +382,28 @@ class RoadworkDetector(Saved, nn.Module):
             "backbone": self.config.backbone,
             "weights": self.weights_origin,
             "attention": f"{self.config.attention} ({self._attention_in_use()})",
-            "compile": f"per block, {self.config.compile_mode}" if self.compiled else "off",
+            "compile": f"per block, {self.compiled}" if self.compiled else "off",
             "dtype": str(self.projection.weight.dtype).removeprefix("torch."),
             "activation_checkpointing": "on" if self.config.activation_checkpointing else "off",
             "trainable": self.config.trainable,
         }
 
 
+def _check_range(views: Tensor, mask: Tensor) -> None:
+    """ValueError for floats outside [0, 1] in views that are there; on the host only: a GPU would have to wait."""
+    if views.device.type != "cpu" or not views.is_floating_point() or torch.compiler.is_exporting():
+        return
+    low, high = map(float, views.detach().aminmax())  # a NaN is both
+    if not -0.01 <= low <= high <= 1.01:  # rarely: padding may hold anything
+        low, high = map(float, views.detach()[mask.cpu()].aminmax())
+    if not -0.01 <= low <= high <= 1.01:
+        raise ValueError(f"views range from {low:.3g} to {high:.3g}; expected [0, 1], the model normalises itself")
+
+
 def _check_boxes(boxes: Tensor, mask: Tensor) -> None:
     """ValueError for boxes that are not [B, V, 4] fractions; values of the views that are there, on the host only."""
+    if not isinstance(boxes, Tensor):
+        raise ValueError(f"boxes are {type(boxes).__name__}; expected a tensor of floats {(*mask.shape, 4)}")
     if tuple(boxes.shape) != (*mask.shape, 4) or not boxes.is_floating_point():
         raise ValueError(f"boxes are {boxes.dtype} {tuple(boxes.shape)}; expected floats {(*mask.shape, 4)}")
     if boxes.device.type != "cpu" or mask.device.type != "cpu" or torch.compiler.is_exporting():

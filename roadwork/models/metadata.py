@@ -75,6 +75,7 @@ class MetadataEncoder(nn.Module):
         Returns:
             [B, 704] in the parameters' dtype.
         """
+        _check_names(metadata)
         device = self.null["gps"].device
         dropped = None
         if self.training and self.dropout > 0 and metadata is not None:
@@ -105,9 +106,8 @@ class MetadataEncoder(nn.Module):
         dtype = self.null[name].dtype
         if name in VOCABULARY:
             size = VOCABULARY[name]
-            if value.is_floating_point() or (
-                value.device.type == "cpu" and bool(((value < -1) | (value >= size)).any())
-            ):
+            whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+            if not whole or (value.device.type == "cpu" and bool(((value < -1) | (value >= size)).any())):
                 raise ValueError(f"metadata[{name!r}] must be integers -1 (NULL) to {size - 1}; got {value.tolist()}")
             present = (value >= 0) & (value < size)
             return encoder(value.clamp(0, size - 1).long()), present
@@ -124,3 +124,17 @@ class MetadataEncoder(nn.Module):
             present = torch.isfinite(value).all(-1) & (value != 0).any(-1)
             features = torch.where(present[:, None], value, 0.0)
         return encoder(features.to(dtype)), present
+
+
+def _check_names(metadata: object) -> None:
+    """ValueError for what is no mapping of known fields to tensors."""
+    if metadata is None:
+        return
+    allowed = ", ".join(WIDTHS)
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata are {type(metadata).__name__}; expected a mapping of {allowed} to tensors, or None")
+    for name, value in metadata.items():
+        if name not in WIDTHS:
+            raise ValueError(f"metadata have a field {name!r}; allowed: {allowed}")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"metadata[{name!r}] is {type(value).__name__}; expected a tensor")

@@ -12,6 +12,8 @@ from roadwork.monitoring.own_time import waiting_for_ranks
 
 ROW_MULTIPLE = 8
 """torch's grouped products want rows of whole 16 bytes: 8 numbers in bf16."""
+GROUPABLE = {torch.float32, torch.bfloat16, torch.float16}
+"""And they exist for these types alone."""
 
 
 class MoE(nn.Module):
@@ -22,7 +24,7 @@ class MoE(nn.Module):
 
     With a dozen tokens per photo there is nothing to gain from dispatching on a GPU: all experts run as one batched
     product and the weights of those not chosen are zero, so the host never waits. On a CPU each expert runs on its own
-    tokens, where its widths are multiples of 8.
+    tokens, where its widths are multiples of 8 and there are tokens of a type that torch groups.
     """
 
     def __init__(self, hidden_dim: int, expert_dim: int, num_experts: int, top_k: int) -> None:
@@ -53,11 +55,16 @@ class MoE(nn.Module):
         valid = tokens.new_ones(tokens.shape[0], dtype=torch.float32) if mask is None else mask.flatten().float()
         counts = (F.one_hot(chosen, self.num_experts).sum(1) * valid[:, None]).sum(0)
         stats = torch.cat([counts, (probabilities * valid[:, None]).sum(0), valid.sum()[None]])
-        if tokens.device.type == "cpu" and self._groupable and not torch.compiler.is_compiling():
+        if self._groups(tokens):
             y = self._dispatched(tokens, top, chosen)
         else:
             y = self._dense(tokens, top, chosen)
         return y.view_as(x), stats
+
+    def _groups(self, tokens: Tensor) -> bool:
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return self._groupable and tokens.dtype in GROUPABLE and tokens.shape[0] > 0
 
     def _dense(self, tokens: Tensor, top: Tensor, chosen: Tensor) -> Tensor:
         """Every expert on every token; those not chosen weigh 0."""

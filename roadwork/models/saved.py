@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,19 @@ from roadwork.data.record import Rejected
 from roadwork.data.views import make_views, view_boxes
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone
-from roadwork.models.weights import Recipe
+from roadwork.models.saved_config import (
+    ARCHITECTURE,
+    CALIBRATION,
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    read_calibration,
+    read_config,
+    scale_bias,
+)
+from roadwork.models.weights import Recipe, check_finite
 
-WEIGHTS, CONFIG, CALIBRATION, CARD = "model.safetensors", "config.json", "calibration.json", "README.md"
-ARCHITECTURE, FORMAT = "RoadworkDetector", 1
+CARD = "README.md"
 
 
 def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -51,10 +59,7 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
             raise ValueError(f"array of shape {image.shape}; expected [H, W, 3] or [H, W]")
         rgb = np.ascontiguousarray(image)
     elif isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if not path.is_file():
-            raise ValueError(f"image {str(path)!r} is not a file")
-        rgb = _decode(path.read_bytes(), str(path))
+        rgb = _decode(_content(Path(image)), str(image))
     elif isinstance(image, bytes | bytearray | memoryview):
         rgb = _decode(bytes(image), f"{len(image)} bytes")
     elif isinstance(image, Image.Image):
@@ -64,6 +69,16 @@ def to_rgb(image: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.
     if min(rgb.shape[:2]) < MIN_SIDE:
         raise ValueError(f"image of {rgb.shape[1]}x{rgb.shape[0]} px; sides must be at least {MIN_SIDE}")
     return rgb
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        reason = "not a file"
+    except OSError as error:  # a name too long, no permission
+        reason = error.strerror or str(error)
+    raise ValueError(f"image {str(path)[:200]!r} cannot be read: {reason}; give the path of a picture")
 
 
 def _decode(image: bytes | Image.Image, name: str) -> npt.NDArray[np.uint8]:
@@ -142,7 +157,7 @@ class Saved(nn.Module):
         }
         _write(out / CONFIG, json.dumps(content, indent=2) + "\n")
         if calibration is not None:
-            _scale_bias(calibration)
+            scale_bias(calibration)
             _write(out / CALIBRATION, json.dumps(calibration, indent=2) + "\n")
         elif (out / CALIBRATION).exists():
             (out / CALIBRATION).unlink()
@@ -154,22 +169,20 @@ class Saved(nn.Module):
     def from_pretrained(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
         """The saved detector in eval mode; UserError where the folder holds no such model."""
         source = Path(folder)
-        content = _read_config(source)
-        known = {f.name for f in dataclasses.fields(ModelConfig)}
-        config = ModelConfig(**{k: v for k, v in content["model"].items() if k in known})
-        config.attention = "auto"  # how to compute is a matter of the machine
-        model = cls(config, content["view_size"], _recipe(content))
+        saved = read_config(source)
+        try:
+            model = cls(saved.model, saved.view_size, saved.backbone)
+        except UserError as error:
+            raise UserError(f"{source / CONFIG}: {error}") from error
         model.load_weights(source)
-        if (source / CALIBRATION).is_file():
-            model.calibration = json.loads((source / CALIBRATION).read_text())
-            _scale_bias(model.calibration)
+        model.calibration = read_calibration(source)
         return model.to(device).eval()
 
     def load_weights(self, folder: str | os.PathLike[str]) -> None:
         """Warm start from a saved model of the same architecture; a UserError says what differs otherwise."""
         source = Path(folder)
-        content = _read_config(source)
-        given, mine = content["model"].get("backbone"), self.config.backbone
+        saved = read_config(source)
+        given, mine = saved.model.backbone, self.config.backbone
         if given != mine:
             raise UserError(
                 f"{source} holds a model with backbone {given!r}, this one has {mine!r}; pass --model.backbone {given}"
@@ -179,8 +192,9 @@ class Saved(nn.Module):
         except (OSError, SafetensorError) as error:
             raise UserError(f"{source / WEIGHTS} cannot be read: {error}") from error
         self._compare(state, source)
+        check_finite(state, source / WEIGHTS)
         self.load_state_dict(state)
-        self.backbone.recipe = _recipe(content)
+        self.backbone.recipe = saved.backbone
 
     def _compare(self, state: dict[str, Tensor], source: Path) -> None:
         own = self.state_dict()
@@ -226,46 +240,9 @@ class Saved(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B, 2] -> float64 [B]: sigmoid((positive - negative) * scale + bias)."""
-        scale, bias = (1.0, 0.0) if self.calibration is None else _scale_bias(self.calibration)
+        scale, bias = (1.0, 0.0) if self.calibration is None else scale_bias(self.calibration)
         margin = (logits[:, 1] - logits[:, 0]).double()
         return torch.sigmoid(margin * scale + bias)
-
-
-def _scale_bias(calibration: dict[str, float]) -> tuple[float, float]:
-    """`scale` (or 1 / `temperature`) and `bias`, checked."""
-    try:
-        scale = float(calibration["scale"]) if "scale" in calibration else 1.0 / float(calibration["temperature"])
-        bias = float(calibration.get("bias", 0.0))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        scale = bias = math.nan
-    if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
-        raise UserError(
-            f"calibration {calibration} is not usable; it needs a positive temperature (or scale) and a bias"
-        )
-    return scale, bias
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(
-            f"{folder} holds no saved model ({CONFIG} and {WEIGHTS}); give a folder such as runs/NAME/model"
-        )
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("architecture") != ARCHITECTURE or "model" not in content:
-        named = content.get("architecture") if isinstance(content, dict) else None
-        raise UserError(f"{path} describes {named or 'another architecture'}, not a {ARCHITECTURE}")
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')}; this version reads format {FORMAT}")
-    return content
-
-
-def _recipe(content: dict[str, Any]) -> Recipe:
-    fields = dict(content["backbone"])
-    return Recipe(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
 
 def _write(path: Path, text: str) -> None:

@@ -27,10 +27,15 @@ class Slots:
     def of(cls, mask: Tensor, device: torch.device) -> Slots:
         """Slots of a bool [B, V] mask, for values on `device`."""
         batch, views = mask.shape
-        if torch.compiler.is_exporting() or mask.device.type != "cpu" or bool(mask.all()):
+        if torch.compiler.is_exporting() or mask.device.type != "cpu" or cls.full(mask):
             return cls(batch, views, None)
         index = mask.flatten().nonzero().squeeze(1)
         return cls(batch, views, index.to(device, non_blocking=True))
+
+    @staticmethod
+    def full(mask: Tensor) -> bool:
+        """Whether the host knows, without waiting, that no slot is padding."""
+        return not torch.compiler.is_exporting() and mask.device.type == "cpu" and bool(mask.all())
 
     def pack(self, grid: Tensor) -> Tensor:
         """[B, V, ...] -> [N, ...]."""

@@ -39,6 +39,35 @@ def test_stages_put_together_are_timms_net(name: str) -> None:
         torch.testing.assert_close(patches.flatten(2).transpose(1, 2), tokens, atol=1e-5, rtol=1e-5)
 
 
+SMALL = {"depth": 3, "embed_dim": 64, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("test_vit2", {}), ("test_vit3", {}), ("vit_medium_patch16_rope_reg1_gap_256", SMALL)]
+)
+def test_without_a_class_token_the_vector_is_the_mean_of_the_patches(
+    tmp_path: Path, name: str, arguments: dict[str, int]
+) -> None:
+    """timm's own pooling: the norm before the mean or behind it, where its weights have it; no attention pooling."""
+    torch.manual_seed(0)
+    source = timm.create_model(name, num_classes=5, img_size=64, **arguments)
+    for parameter in source.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    save_file(source.state_dict(), tmp_path / "gap.safetensors")
+    recipe = Recipe(name, mean=(0.0,) * 3, std=(1.0,) * 3, arguments=arguments)
+    backbone = Backbone(recipe, 64).eval()
+    load(backbone.net, recipe, str(tmp_path / "gap.safetensors"))
+    views = torch.rand(2, 3, 64, 64)
+    vector, patches = backbone(views)
+    with torch.no_grad():
+        tokens = source.eval().forward_features(views)[:, source.num_prefix_tokens :]
+    torch.testing.assert_close(vector, source.fc_norm(tokens.mean(1)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(patches.flatten(2).transpose(1, 2), source.fc_norm(tokens), atol=1e-5, rtol=1e-5)
+    (vector.square().sum() + patches.square().sum()).backward()
+    unused = [key for key, value in backbone.named_parameters() if value.grad is None]
+    assert not unused and backbone.finish(backbone.begin(views), with_patches=False)[1] is None
+
+
 def test_normalisation_is_inside(build: Build) -> None:
     backbone = build(backbone="mobilenetv3_small_050").backbone.eval()
     views = torch.rand(1, 3, 64, 64)
@@ -133,6 +162,7 @@ def test_bad_weights_and_names_are_one_line_each(build: Build, tmp_path: Path) -
     cases = {
         "not a timm model": {"backbone": "dinov3_vit_h16_plus"},
         "unsupported family": {"backbone": "test_nfnet", "prune_after": 1},
+        "is a BEiT, whose positions are tied": {"backbone": "beit_base_patch16_224"},
         "is not a file": {"weights": str(tmp_path / "missing.pth")},
         "cannot be read": {"weights": str(tmp_path / "broken.pth")},
         "lack|another architecture": {"weights": str(other)},

@@ -35,17 +35,24 @@ def _loss(outputs: Outputs) -> Tensor:
     return sum(p.mean() for p in parts) + 0.01 * outputs.balance  # type: ignore[return-value]
 
 
+def _compute_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a mask on a GPU: padding goes through the net and is hidden."""
+    monkeypatch.setattr("roadwork.models.slots.Slots.of", classmethod(lambda cls, m, d: cls(*m.shape, None)))
+
+
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("padding", [0.7, 1e6, float("nan")])
 @pytest.mark.parametrize("computed", ["skipped", "computed"])
 def test_a_photo_alone_or_padded_gives_the_same(
-    build: Build, photos: Photos, name: str, computed: str, monkeypatch: pytest.MonkeyPatch
+    build: Build, photos: Photos, name: str, computed: str, padding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if computed == "computed":  # as with a mask on a GPU: padding goes through the net and is hidden
-        monkeypatch.setattr("roadwork.models.slots.Slots.of", classmethod(lambda cls, m, d: cls(*m.shape, None)))
+    if computed == "computed":
+        _compute_padding(monkeypatch)
     model = build(backbone=name).eval()
     counts = [12, 5, 1, 2]
     views, mask, boxes = photos(counts)
-    views = torch.where(mask[:, :, None, None, None], views, 0.7)  # padding may hold anything
+    views = torch.where(mask[:, :, None, None, None], views, padding)  # padding may hold anything
+    boxes = torch.where(mask[:, :, None], boxes, padding)
     metadata = _metadata(4)
     together = model(views, mask, metadata, boxes)
     assert together.kept.shape == (4, 8)
@@ -62,6 +69,28 @@ def test_a_photo_alone_or_padded_gives_the_same(
             torch.testing.assert_close(getattr(alone, field)[0], value[:kept], atol=1e-5, rtol=1e-4)
         for deep, deeper in zip(alone.depth_features, together.depth_features, strict=True):
             torch.testing.assert_close(deep[0], deeper[i], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("computed", ["skipped", "computed"])
+def test_no_gradient_learns_from_padding(
+    build: Build, photos: Photos, name: str, computed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 * NaN is NaN: what padding holds must not enter the net at all."""
+    if computed == "computed":
+        _compute_padding(monkeypatch)
+    views, mask, boxes = photos([4, 1, 2])
+    found = []
+    for padding in (0.0, 1e6, float("nan")):
+        model = build(backbone=name, dropout=0.0, metadata_dropout=0.0).train()
+        filled = torch.where(mask[:, :, None, None, None], views, padding)
+        outputs = model(filled, mask, None, torch.where(mask[:, :, None], boxes, padding))
+        _loss(outputs).backward()
+        found.append((outputs.logits, {key: value.grad for key, value in model.named_parameters()}))
+    for logits, gradients in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        for key, value in gradients.items():
+            torch.testing.assert_close(value, found[0][1][key], atol=0, rtol=0, msg=key)
 
 
 @pytest.mark.parametrize("count", range(1, 13))
@@ -138,6 +167,16 @@ def test_bf16_runs_forward_and_backward_near_fp32(build: Build, photos: Photos, 
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), parameter_name
     assert model.backbone.net.state_dict().keys() == build(backbone=name).backbone.net.state_dict().keys()
+
+
+def test_float64_runs_forward_and_backward_near_fp32(build: Build, photos: Photos) -> None:
+    model = build(dropout=0.0, metadata_dropout=0.0).eval()
+    views, mask, boxes = photos([3, 2])
+    exact = model(views, mask, _metadata(2), boxes).logits
+    outputs = model.double()(views, mask, _metadata(2), boxes)
+    torch.testing.assert_close(outputs.logits, exact, atol=1e-5, rtol=1e-4)
+    _loss(outputs).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.pruner.parameters())
 
 
 def test_a_plain_engines_autocast_runs_forward_and_backward(build: Build, photos: Photos) -> None:
@@ -260,12 +299,18 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
         ("expected \\[B, V, 3, S, S\\]", (good[:, :, :1],)),
         ("expected \\[B, V, 3, S, S\\]", (good[:, :0],)),
         ("13 views of a photo; at most 12", (good[:, :1].expand(-1, 13, -1, -1, -1),)),
-        ("do not suit", (good[..., :60],)),
+        ("expected \\[B, V, 3, S, S\\]", (good[..., :32],)),
+        ("do not suit", (good[..., :60, :60],)),
+        ("views are list; expected a tensor", ([good],)),
+        ("views are ndarray; expected a tensor", (good.numpy(),)),
         ("expected \\[0, 1\\]", (good * 255,)),
         ("expected \\[0, 1\\]", (good * float("nan"),)),
+        ("range from .* to 1e\\+06; expected", (torch.cat([good[:, :2], good[:, 2:] + 1e6], 1),)),
         ("expected floats", (good.long(),)),
         ("view_mask", (good, torch.ones(2, 3))),
         ("view_mask", (good, torch.ones(2, 4, dtype=torch.bool))),
+        ("view_mask is list; expected bool \\(2, 3\\)", (good, [[True] * 3] * 2)),
+        ("boxes are list", (good, None, None, [[[0.0, 0.0, 1.0, 1.0]] * 3] * 2)),
         ("boxes", (good, None, None, torch.rand(2, 3, 2))),
         ("boxes are torch.int64", (good, None, None, torch.ones(2, 3, 4, dtype=torch.int64))),
         ("a box is \\[0.0, 0.0, 640.0, 480.0\\]; expected fractions", (good, None, None, boxes * box(640, 480))),
@@ -277,6 +322,13 @@ def test_bad_inputs_are_one_clear_value_error_each(build: Build) -> None:
             (good, None, {"gps": torch.tensor([[500.0, 999.0], [40.0, -80.0]])}),
         ),
         ("metadata\\['weather'\\]", (good, None, {"weather": torch.tensor([1, 8])})),
+        ("metadata\\['weather'\\] must be integers", (good, None, {"weather": torch.tensor([True, False])})),
+        ("metadata\\['weather'\\] is list; expected a tensor", (good, None, {"weather": [1, 2]})),
+        ("metadata are Tensor; expected a mapping of gps, weather", (good, None, torch.rand(2, 704))),
+        (
+            "a field 'wheather'; allowed: gps, weather, daytime, scene, text",
+            (good, None, {"wheather": torch.tensor([1, 2])}),
+        ),
     ]
     for message, arguments in cases:
         with pytest.raises(ValueError, match=message) as caught:
@@ -308,6 +360,32 @@ def test_attention_runs_on_the_kernels_that_were_asked_for_and_says_which(
     torch.testing.assert_close(
         model(views, mask, None, boxes).logits, build().eval()(views, mask, None, boxes).logits, atol=1e-5, rtol=1e-4
     )
+
+
+SWITCHES = {
+    "flash": torch.backends.cuda.flash_sdp_enabled,
+    "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+    "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "math": torch.backends.cuda.math_sdp_enabled,
+}
+
+
+@pytest.mark.parametrize("asked", ["auto", *SWITCHES])
+def test_every_attention_is_computed_under_the_switches_that_were_asked_for(build: Build, asked: str) -> None:
+    """In the backbone before and after pruning and over the views; torch's own arithmetic stays allowed as a last resort."""
+    model = build(attention=asked).eval()
+    seen: list[set[str]] = []
+
+    def look(*_: object) -> None:
+        seen.append({name for name, enabled in SWITCHES.items() if enabled()})
+
+    places = [model.backbone.units()[0], model.backbone.units()[-1], *(layer.attention for layer in model.layers)]
+    for module in places:
+        module.register_forward_pre_hook(look)
+    before = {name for name, enabled in SWITCHES.items() if enabled()}
+    model(torch.rand(2, 3, 3, 64, 64))
+    assert seen == [before if asked == "auto" else {asked, "math"}] * len(places)
+    assert before == {name for name, enabled in SWITCHES.items() if enabled()} == set(SWITCHES)
 
 
 def test_another_attention_is_refused_by_name(build: Build) -> None:

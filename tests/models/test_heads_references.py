@@ -164,6 +164,18 @@ def test_fusion_with_gates_is_its_formula() -> None:
     check_against_formula(fusion, tokens(), lambda x: fusion(x, MASK)[0], formula, 3e-5)
 
 
+def test_fusion_with_all_gates_shut_is_finite() -> None:
+    """sigmoid(-300) is 0 in fp32: without eps the weights would be 0 / 0."""
+    fusion = drawn(GatedFusion(HIDDEN, HEADS))
+    with torch.no_grad():
+        fusion.importance_net[-1].bias.fill_(-300.0)
+    x = tokens(torch.float32).requires_grad_()
+    fused, weights = fusion(x, MASK)
+    assert torch.equal(weights, torch.zeros_like(weights)) and bool(torch.isfinite(fused).all())
+    fused.sum().backward()
+    assert x.grad is not None and bool(torch.isfinite(x.grad).all())
+
+
 def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     grouped = x.reshape(len(x), norm.num_groups, -1)
     mean, spread = grouped.mean(-1, keepdim=True), grouped.var(-1, keepdim=True, unbiased=False)
@@ -243,6 +255,23 @@ def test_every_null_learns_from_photos_that_lack_the_field(field: str) -> None:
     encoder({name: value for name, value in known.items() if name != field}, 2).square().sum().backward()
     for name, null in encoder.null.items():
         assert null.grad is not None and bool((null.grad != 0).all()) == (name == field), name
+
+
+@pytest.mark.parametrize("absent", [*FIELDS, "all"])
+def test_an_absent_field_gives_its_parameters_a_zero_not_none(absent: str) -> None:
+    """Every process reduces the same tensors, whatever its photos lack."""
+    encoder = drawn(MetadataEncoder(FIELDS, 0.0)).train()
+    known = {
+        "gps": torch.rand(2, 2), "weather": torch.tensor([1, 2]), "daytime": torch.tensor([1, 2]),
+        "scene": torch.tensor([1, 2]), "text": torch.rand(2, 384),
+    }  # fmt: skip
+    given = None if absent == "all" else {name: value for name, value in known.items() if name != absent}
+    encoder(given, 2).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        field = name.split(".")[1]
+        assert parameter.grad is not None, name
+        if name.startswith("encoders"):
+            assert bool((parameter.grad == 0).all()) == (absent in (field, "all")), name
 
 
 def test_nulls_of_all_fields_learn_through_the_detector(build: Callable[..., RoadworkDetector]) -> None:

@@ -36,12 +36,13 @@ def test_gated_attention_equals_qwen3_next(masked: bool) -> None:
     torch.testing.assert_close(own.q_norm.weight.grad, reference.q_norm.weight.grad, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("width", [24, 20])
-def test_moe_equals_qwen3_moe(width: int) -> None:
-    """24: experts on their own tokens. 20 is no multiple of 8: every expert on every token, as on a GPU."""
+@pytest.mark.parametrize(("width", "dtype"), [(24, torch.float32), (20, torch.float32), (24, torch.float64)])
+def test_moe_equals_qwen3_moe(width: int, dtype: torch.dtype) -> None:
+    """24: experts on their own tokens. 20 is no multiple of 8, and torch groups no float64: every expert on every token,
+    as on a GPU."""
     torch.manual_seed(0)
-    reference, own = qwen3_moe(HIDDEN, width, 4, 2)
-    x = torch.randn(3, 7, HIDDEN)
+    reference, own = (module.to(dtype) for module in qwen3_moe(HIDDEN, width, 4, 2))
+    x = torch.randn(3, 7, HIDDEN, dtype=dtype)
     theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
     expected, (actual, _) = reference(theirs), own(ours)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -53,6 +54,26 @@ def test_moe_equals_qwen3_moe(width: int) -> None:
     for name in ("gate_up_proj", "down_proj"):
         expected_grad = getattr(reference.experts, name).grad
         torch.testing.assert_close(getattr(own, name).grad, expected_grad, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [24, 20])
+def test_no_tokens_are_mixed_to_none(width: int) -> None:
+    y, stats = qwen3_moe(HIDDEN, width, 4, 2)[1](torch.zeros(0, 3, HIDDEN))
+    assert y.shape == (0, 3, HIDDEN) and torch.equal(stats, torch.zeros(9))
+
+
+def test_the_router_is_exact_in_a_bf16_model() -> None:
+    """4 and 4 + 2^-9 are one number in bf16: three experts would be alike, and the same two of them win for every token."""
+    own = qwen3_moe(HIDDEN, 24, 4, 2)[1].bfloat16()
+    x = torch.zeros(1, 3, HIDDEN, dtype=torch.bfloat16)
+    x[..., 0] = 1
+    with torch.no_grad():
+        own.router.weight.zero_()
+        own.router.weight[:, 0] = torch.tensor([4.0, 4.0, 4.0, -8.0])
+        for token, winners in enumerate(([0, 1], [0, 2], [1, 2])):
+            x[0, token, token + 1] = 1
+            own.router.weight[winners, token + 1] = 2**-9
+    assert own(x)[1][:4].tolist() == [2.0, 2.0, 2.0, 0.0]
 
 
 def test_balance_equals_transformers_with_padding() -> None:
@@ -69,6 +90,19 @@ def test_balance_equals_transformers_with_padding() -> None:
     actual.backward()
     torch.testing.assert_close(own.router.weight.grad, reference.gate.weight.grad)
     torch.testing.assert_close(load.sum(-1), torch.ones(1))
+
+
+def test_balance_of_several_layers_is_the_mean_of_each_ones() -> None:
+    """Switch's form. transformers averages shares and probabilities over the layers first, which lets one layer's favourite
+    make up for another's."""
+    torch.manual_seed(0)
+    layers = [qwen3_moe(HIDDEN, 24, 4, 2) for _ in range(3)]
+    x = torch.randn(3, 7, HIDDEN)
+    logits = [reference.gate(x)[0] for reference, _ in layers]
+    each = [load_balancing_loss_func((one,), 4, 2) for one in logits]
+    actual = balance_loss(torch.stack([own(x)[1] for _, own in layers]), 4, everywhere=False)[0].detach()
+    torch.testing.assert_close(actual, torch.stack(each).mean().detach())
+    assert (actual - load_balancing_loss_func(tuple(logits), 4, 2).detach()).abs() > 1e-3
 
 
 def test_even_routing_gives_top_k() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from roadwork.config import ModelConfig
 from roadwork.data.images import decode_photo
 from roadwork.errors import UserError
 from roadwork.models import RoadworkDetector
@@ -52,6 +55,13 @@ def test_saved_and_loaded_models_are_equal(
     assert model.weights_origin in card
     assert "random" in card if name == "test_vit" else "ImageNet" in card
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_how_to_compute_is_not_loaded(build: Build, tmp_path: Path) -> None:
+    """Another machine may lack the kernels of the one that trained."""
+    build(attention="math").save_pretrained(tmp_path)
+    loaded = RoadworkDetector.from_pretrained(tmp_path)
+    assert loaded.config.attention == "auto" and loaded.runtime()["attention"].startswith("auto (")
 
 
 def test_the_folder_is_one_that_the_hub_takes_as_it_is(build: Build, tmp_path: Path) -> None:
@@ -138,6 +148,8 @@ def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArra
         png[:-40],
         _bytes(Image.fromarray(photo), "EPS"),  # Pillow would start an interpreter for it
         tmp_path / "missing.jpg",
+        tmp_path,
+        "a" * 5000,
         photo.astype(np.float32),
         photo[..., :2],
         photo[:10],
@@ -183,3 +195,71 @@ def test_warm_start_and_other_architectures(build: Build, tmp_path: Path) -> Non
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
         RoadworkDetector.from_pretrained(tmp_path)
+
+
+DAMAGED: list[tuple[str, Any, str]] = [
+    ("view_size", None, r"config.json lacks the field view_size"),
+    ("backbone", None, r"config.json lacks the field backbone"),
+    ("model", None, r"config.json lacks the field model"),
+    ("backbone.name", None, r"config.json lacks the field backbone.name"),
+    ("view_size", "64", r"config.json: view_size is '64'; expected int"),
+    ("view_size", -64, r"config.json: .*-64"),
+    ("model", [], r"config.json: model is \[\]; expected dict"),
+    ("backbone", "test_vit", r"config.json: backbone is 'test_vit'; expected dict"),
+    ("model.hidden_dim", "a", r"config.json: model.hidden_dim is 'a'; expected int"),
+    ("model.hidden_dim", 30, r"config.json: model.hidden_dim is 30; give a multiple of 4"),
+    ("model.metadata", 1, r"config.json: model.metadata is 1; expected bool"),
+    ("model.dropout", float("nan"), r"config.json: model.dropout is nan; expected float"),
+    ("model.metadata_fields", ["gps", 3], r"config.json: model.metadata_fields is .*; expected list\[str\]"),
+    ("model.compile_mode", "fast", r"config.json: model.compile_mode is 'fast'; expected Literal\['default', "),
+    ("backbone.zzz", 1, r"config.json: backbone.zzz is unknown; allowed: name, mean, std"),
+    ("backbone.mean", [1], r"config.json: backbone.mean is \[1\]; expected tuple\[float, float, float\]"),
+    ("backbone.std", [1, 0, 1], r"config.json: backbone.std is \[1, 0, 1\]; expected three numbers above 0"),
+    ("backbone.name", "nonsense", r"config.json: .*'nonsense' is not a timm model"),
+    ("backbone.arguments", {"zzz": 3}, r"config.json: timm cannot build test_vit"),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = ModelConfig("test_vit", "random", prune_after=2, hidden_dim=32, num_layers=1, num_heads=4, num_kv_heads=2)
+    folder = tmp_path_factory.mktemp("saved")
+    return RoadworkDetector(config, 64).save_pretrained(folder, {"temperature": 1.0, "bias": 0.0})
+
+
+@pytest.mark.parametrize(("field", "value", "message"), DAMAGED, ids=[f"{row[0]}={row[1]}" for row in DAMAGED])
+def test_a_damaged_configuration_is_one_line_with_file_and_field(
+    saved: Path, tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    content = json.loads((saved / "config.json").read_text())
+    *sections, name = field.split(".")
+    place = content[sections[0]] if sections else content
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    (tmp_path / "model" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        RoadworkDetector.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("calibration.json", '{"temp'), ("calibration.json", "[1]"), ("calibration.json", "{}"),
+                       ("config.json", "{"), ("config.json", "\xff\xfe")]
+)  # fmt: skip
+def test_torn_files_beside_the_weights_are_named(saved: Path, tmp_path: Path, name: str, text: str) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=f"model/{name}") as caught:
+        RoadworkDetector.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_of_a_later_version_are_left_out(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    content = json.loads((saved / "config.json").read_text())
+    content["model"]["invented_later"] = 1
+    (tmp_path / "model" / "config.json").write_text(json.dumps(content))
+    assert RoadworkDetector.from_pretrained(tmp_path / "model").calibration == {"temperature": 1.0, "bias": 0.0}

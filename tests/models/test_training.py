@@ -35,6 +35,19 @@ def test_groups_hold_each_trainable_parameter_once_with_decayed_rates(build: Bui
             assert (where[id(parameter)]["weight_decay"] == 0) == plain, name
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext"])
+def test_each_unit_learns_slower_than_the_next(build: Build, name: str) -> None:
+    model = build(backbone=name, trainable="full")
+    groups = parameter_groups(model, 1.0, 0.05, layer_decay=0.5, backbone_factor=0.1)
+    where = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    depth = model.backbone.depth
+    assert depth > 2
+    for i, unit in enumerate(model.backbone.units()):
+        assert list({where[id(p)] for p in unit.parameters()}) == [pytest.approx(0.1 * 0.5 ** (depth - 1 - i))]
+    tail = [p for module in model.backbone._tail() for p in module.parameters()]
+    assert list({where[id(p)] for p in tail}) == [pytest.approx(0.1)]
+
+
 def test_full_training_gives_the_stem_the_smallest_rate(build: Build) -> None:
     model = build(trainable="full")
     groups = parameter_groups(model, 1.0, 0.05, layer_decay=0.5, backbone_factor=1.0)
