@@ -1,4 +1,4 @@
-"""From a CSV to a report through `launch/pipeline.py`, on one process, with random weights: once, and once more."""
+"""`launch/pipeline.py` to its end: from a CSV to a report, with random weights, twice; and the demo's own configuration."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ def photographs(folder: Path, number: int = 24) -> Path:
     return table
 
 
-def pipeline(folder: Path, source: Path) -> str:
+def pipeline(folder: Path, *options: str) -> str:
     """What the command says; it must end with 0."""
     accelerate = folder / "accelerate.yaml"  # a port of its own: other tests launch beside this one
     text = (ROOT / "accelerate_configs" / "cpu.yaml").read_text()
     accelerate.write_text(f"{text.rstrip()}\nmain_process_port: {free_port()}\n")
-    command = [sys.executable, "launch/pipeline.py", *TINY, *SHORT, f"--run.dir={folder / 'run'}"]
-    command += [f"--data.shards={folder / 'shards'}", f"--pipeline.source=csv:{source}"]
-    command += [f"--pipeline.build={json.dumps(BUILD)}", f"--pipeline.stages=[{','.join(STAGES)}]"]
-    command += [f"--pipeline.accelerate_config={folder / 'accelerate.yaml'}"]
+    command = [sys.executable, "launch/pipeline.py", *options, f"--run.dir={folder / 'run'}"]
+    command += [f"--data.shards={folder / 'shards'}", f"--pipeline.accelerate_config={folder / 'accelerate.yaml'}"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
 def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(tmp_path: Path) -> None:
-    source, run = photographs(tmp_path), tmp_path / "run"
-    told = pipeline(tmp_path, source)
+    run = tmp_path / "run"
+    options = [*TINY, *SHORT, f"--pipeline.source=csv:{photographs(tmp_path)}", f"--pipeline.build={json.dumps(BUILD)}"]
+    told = pipeline(tmp_path, *options)
     assert all(f"{stage}: done in" in told for stage in STAGES)
     counts = json.loads((tmp_path / "shards" / "manifest.json").read_text())["splits"]
     with (run / "predictions.csv").open(newline="") as file:
@@ -60,6 +59,16 @@ def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(tmp_path: Path
     assert f"scores:       {run / 'evaluation.json'}\n" in told
     assert (run / "report" / "index.html").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*.csv"))}
-    again = pipeline(tmp_path, source)
+    again = pipeline(tmp_path, *options)
     assert all(f"{stage}: done before, kept" in again for stage in STAGES) and "done in" not in again
     assert before == {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*.csv"))}
+
+
+def test_the_demos_own_configuration_comes_to_its_end(tmp_path: Path) -> None:
+    """What `make demo` runs, with fewer photos, steps and epochs and nothing else changed."""
+    fewer = ["--pipeline.source=street:60", "--training.max_steps=2", "--folds.num_folds=2", "--folds.epochs=1"]
+    fewer += ["--predict.num_augmentations=2", "--predict.bootstrap=20", "--pipeline.processes=1"]
+    told = pipeline(tmp_path, "--config=launch/configs/demo.yaml", *fewer)
+    assert all(f"{stage}: done in" in told for stage in STAGES) and "(not made)" not in told
+    assert "efficientnet_lite0" in json.dumps(json.loads((tmp_path / "run" / "model" / "config.json").read_text()))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
