@@ -67,7 +67,7 @@ def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(tmp_path: Path
 def test_the_demos_own_configuration_comes_to_its_end(tmp_path: Path) -> None:
     """What `make demo` runs, with fewer photos, steps and epochs and nothing else changed."""
     fewer = ["--pipeline.source=street:60", "--training.max_steps=2", "--folds.num_folds=2", "--folds.epochs=1"]
-    fewer += ["--predict.num_augmentations=2", "--predict.bootstrap=20", "--pipeline.processes=1"]
+    fewer += ["--predict.num_augmentations=2", "--predict.bootstrap=20", "--pipeline.processes=1", "--engine.threads=1"]
     told = pipeline(tmp_path, "--config=launch/configs/demo.yaml", *fewer)
     assert all(f"{stage}: done in" in told for stage in STAGES) and "(not made)" not in told
     assert "efficientnet_lite0" in json.dumps(json.loads((tmp_path / "run" / "model" / "config.json").read_text()))
