@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. They need Python 3.11 (or 3.12), g++ and git.
+# Two commands on a fresh machine: `make demo` and `make test`. They need Python 3.11 or 3.12 with venv, g++ and git.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -6,6 +6,7 @@ RUN ?= runs/demo
 DRILL ?= runs/drill
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
+TOO_OLD := "error: $(PYTHON) is Python %d.%d, and 3.11 or newer is needed: give PYTHON=python3.11" % sys.version_info[:2]
 export DS_SKIP_CUDA_CHECK := 1
 
 .PHONY: demo test lint drill install clean
@@ -13,6 +14,7 @@ export DS_SKIP_CUDA_CHECK := 1
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[demo,dev]"
 	touch $@

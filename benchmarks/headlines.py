@@ -10,6 +10,7 @@ class Headline(NamedTuple):
 
     benchmark: str
     key: str
+    """Of a figure; `runs.seconds`: of one that each run has, whose median is told."""
     says: str
     """What was measured; `...` goes on from the row before."""
 
@@ -63,10 +64,14 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("photographs", "difference", "... less that of a plain timm classifier with the same weights and time"),
     Headline("photographs", "low", "... the paired difference's interval, from"),
     Headline("photographs", "high", "... to"),
+    Headline("photographs", "runs.train", "... training photos, the median of its splits"),
+    Headline(
+        "photographs", "runs.seconds", "... seconds of learning on them, pre-training and folds, the median likewise"
+    ),
     Headline("fairness", "histogram_mcc", "embedded benchmark: MCC of a colour histogram"),
     Headline("fairness", "metadata_mcc", "... of the metadata that the model may see, the best of several classifiers"),
     Headline("fairness", "global_mcc", "... of a plain network on one downscaled view"),
     Headline("fairness", "tiles_mcc", "... of the same network on tiles"),
     Headline("kills", "kills", "runs killed and started again"),
-    Headline("kills", "differing_curves", "... that ended other than the run that nobody killed"),
+    Headline("kills", "differing_curves", "... whose result differs from that of the undisturbed run"),
 )

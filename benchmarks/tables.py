@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -36,16 +37,24 @@ def block(results: Mapping[str, dict[str, Any]]) -> str:
 def headlines(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """The figures that tell most, one row each; the files hold all. What a result left out is named below."""
     rows = [line for line in HEADLINES if line.benchmark in results]
-    there = [line for line in rows if results[line.benchmark]["figures"].get(line.key) is not None]
+    told = {line: value(results[line.benchmark]["figures"], line.key) for line in rows}
+    there = [line for line in rows if told[line] is not None]
     if there:
         yield "Rows that say `over` or `times` are ratios of speed: above 1, what is named first is the faster.\n"
         yield "| measured | figure | by |\n|---|---|---|"
     for line in there:
-        yield f"| {line.says} | {figure(results[line.benchmark]['figures'][line.key])} | {line.benchmark} |"
+        yield f"| {line.says} | {figure(told[line])} | {line.benchmark} |"
     if there:
         yield ""
     if missing := [f"`{line.key}` of {line.benchmark}" for line in rows if line not in there]:
         yield f"Not measured by the newest run: {', '.join(missing)}.\n"
+
+
+def value(figures: Mapping[str, Any], key: str) -> Any:
+    """A figure by its name, None where it is not there; `runs.seconds` is the median of that figure over the runs."""
+    name, _, part = key.partition(".")
+    found = figures.get(name)
+    return median(run[part] for run in found) if part and found else found
 
 
 def figure(value: float) -> str:

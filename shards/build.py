@@ -80,6 +80,13 @@ def parser() -> Parser:
     p.add_argument(
         "--samples-per-shard", type=int, default=0, help="photos per shard; 0: by the number of photos, at most 256"
     )
+    p.add_argument(
+        "--max-photos",
+        type=int,
+        default=0,
+        metavar="N",
+        help="a sample of about N photos for a first look, each published split in its share, the test split, too; 0: all",
+    )
     p.add_argument("--processes", type=int, default=0, help="encoding processes; 0: one per core")
     p.add_argument("--seed", type=int, default=0, help="of the carved splits and of the embedded benchmark")
     p.add_argument("--val-fraction", type=float, default=0.15, help="share of train that becomes val, by group")

@@ -244,6 +244,25 @@ def test_every_dependency_is_used_or_said_not_to_be() -> None:
     assert unused == admitted, f"declared and never imported: {', '.join(sorted(unused - admitted))}"
 
 
+def test_what_every_user_installs_is_used_by_what_every_user_runs() -> None:
+    """References of tests and peers of benchmarks belong to the extra `dev`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.split(r"[\[<>=~! ]", name)[0].lower() for name in project["dependencies"]}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in python_files("roadwork", "shards", "launch"))
+    decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").partition("## Dependencies")[2].lower()
+    unused = {n for n in names if not _imported(MODULES.get(n, n.replace("-", "_")), text)}
+    needed = {n for n in unused for row in decisions.splitlines() if row.startswith(f"| {n} | needed by ")}
+    assert unused == needed, f"used by tests and benchmarks alone: {', '.join(sorted(unused - needed))}"
+
+
+def test_every_extra_is_installed_with_the_tested_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {name for extra in project["optional-dependencies"].values() for name in extra}
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    loose = {n for n in names if re.split(r"[\[<>=~! ]", n)[0].lower() not in pinned}
+    assert not loose, f"constraints.txt pins no version of {', '.join(sorted(loose))}"
+
+
 def _imported(module: str, text: str) -> bool:
     return bool(re.search(rf"^\s*(import|from) {module}\b|import_module\(\"{module}\b", text, flags=re.M))
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from PIL import Image
 
 from docs import generate_reliability
 from roadwork import command_line
+from roadwork.config import accumulation
+from roadwork.errors import UserError
 from roadwork.inference.options import ExportOptions, ServiceOptions
 from shards import build
 
@@ -107,33 +111,82 @@ def test_options_named_in_a_page_exist(page: Path) -> None:
     assert not unknown, f"{page.name} names options that no command knows: {', '.join(unknown)}"
 
 
-def readme_commands() -> list[list[str]]:
-    """Words of each command in the README's shell blocks."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line))]
+def commands(page: Path) -> Iterator[list[str]]:
+    """Words of each command in a page's shell blocks, fenced or indented; `...` stands for the command above it."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
+    blocks += re.findall(r"(?:^    \S.*\n)+", text, flags=re.M)
+    before: list[str] = []
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        if not re.match(r" *(accelerate|sbatch|python|\.\.\.) ", line):
+            continue
+        words = shlex.split(line, comments=True)
+        words = before + words[1:] if words[0] == "..." else words
+        before = words[: script_at(words) + 1]
+        yield words
 
 
-def test_the_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
-    """Each is read by the parser that would read it; none is run."""
-    own = tmp_path / "my.yaml"
-    own.write_text("seed: 1\n")
-    stages, tools = 0, 0
-    for words in readme_commands():
-        script = next(
-            (i for i, word in enumerate(words) if re.fullmatch(r"launch/(slurm/)?\w+\.(py|sbatch)", word)), None
-        )
-        arguments = [str(own) if word == "my.yaml" else word for word in words[(script or 0) + 1 :]]
-        if script is not None and (tool := Path(words[script]).stem) in TOOLS:
-            command_line.parse_tool(tool, TOOLS[tool], arguments)
-            tools += 1
-        elif script is not None:
-            command_line.parse(Path(words[script]).stem, arguments)
-            stages += 1
-        elif words[:3] == ["python", "-m", "shards.build"]:
+def script_at(words: list[str]) -> int:
+    """Where a command's words name a script of `launch/`; -1 for none."""
+    names = (i for i, word in enumerate(words) if re.fullmatch(r"launch/(slurm/)?\w+\.(py|sbatch)", word))
+    return next(names, -1)
+
+
+def understand(words: list[str]) -> str:
+    """The kind of a command, once the parser that would read it has done so; none is run.
+
+    What trains is told its shards, for without them it would train on those of `make demo`.
+    """
+    at = script_at(words)
+    stage = Path(words[at]).stem
+    if at < 0:
+        if words[:3] == ["python", "-m", "shards.build"]:
             build.options_of(build.parser().parse_args(words[3:]))
-            tools += 1
-    assert stages >= 8 and tools >= 3
+            return "tool"
+        return "other"
+    if stage in TOOLS:
+        command_line.parse_tool(stage, TOOLS[stage], words[at + 1 :])
+        return "tool"
+    config = command_line.parse(stage, words[at + 1 :]).config
+    if stage in ("pretrain", "find_lr", "pipeline"):
+        assert "--data.shards" in words, f"{shlex.join(words)} trains on the shards of `make demo`"
+    if stage == "pretrain" and "--num_processes" in words:
+        accumulation(config, int(words[words.index("--num_processes") + 1]))
+    return "stage"
+
+
+def test_the_commands_of_the_pages_are_understood() -> None:
+    kinds = {str(page.relative_to(ROOT)): Counter(map(understand, commands(page))) for page in PAGES}
+    assert kinds["README.md"]["stage"] >= 12 and kinds["README.md"]["tool"] >= 4
+    assert kinds["docs/slurm.md"]["stage"] == 5 and kinds["docs/masks.md"]["stage"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("sbatch launch/slurm/pretrain.sbatch --config launch/configs/natix.yaml --run.dir runs/natix", "make demo"),
+        ("python launch/pipeline.py --config launch/configs/natix.yaml --pipeline.source natix", "make demo"),
+        (
+            "accelerate launch --num_processes 3 launch/pretrain.py --data.shards shards --training.global_batch 32",
+            "divide",
+        ),
+    ],
+)
+def test_a_command_that_would_train_otherwise_than_its_reader_thinks_is_found(line: str, what: str) -> None:
+    with pytest.raises((AssertionError, UserError), match=what):
+        understand(shlex.split(line))
+
+
+def test_an_old_python_is_refused_in_one_line_before_anything_is_installed(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    act = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{act}" "$2"\n')
+    old.chmod(0o755)
+    command = ["make", "install", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not (tmp_path / "venv").exists()
+    said = f"error: {old} is Python 3.9, and 3.11 or newer is needed: give PYTHON=python3.11"
+    assert done.stderr.splitlines()[0] == said and len(done.stderr.splitlines()) == 2, "make adds a line of its own"
 
 
 def test_the_pictures_of_the_readme_are_pictures_and_small() -> None:

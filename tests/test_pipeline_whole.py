@@ -1,4 +1,4 @@
-"""From a CSV to a report through `launch/pipeline.py`, on one process, with random weights: on a terminal, and once more."""
+"""`launch/pipeline.py` to its end: from a CSV to a report, on a terminal and once more; and the demo's own configuration."""
 
 from __future__ import annotations
 
@@ -36,16 +36,14 @@ def photographs(folder: Path, number: int = 24) -> Path:
     return table
 
 
-def command(folder: Path, source: Path) -> list[str]:
-    """The whole pipeline with a port of its own, since other tests launch beside this one."""
+def command(folder: Path, *options: str) -> list[str]:
+    """The pipeline with a port of its own, since other tests launch beside this one."""
     accelerate = folder / "accelerate.yaml"
     text = (ROOT / "accelerate_configs" / "cpu.yaml").read_text()
     accelerate.write_text(f"{text.rstrip()}\nmain_process_port: {free_port()}\n")
     return [
-        sys.executable, "launch/pipeline.py", *TINY, *SHORT, f"--run.dir={folder / 'run'}",
-        f"--data.shards={folder / 'shards'}", f"--pipeline.source=csv:{source}",
-        f"--pipeline.build={json.dumps(BUILD)}", f"--pipeline.stages=[{','.join(STAGES)}]",
-        f"--pipeline.accelerate_config={accelerate}", "--monitoring.console=true",
+        sys.executable, "launch/pipeline.py", *options, f"--run.dir={folder / 'run'}",
+        f"--data.shards={folder / 'shards'}", f"--pipeline.accelerate_config={accelerate}",
     ]  # fmt: skip
 
 
@@ -62,11 +60,19 @@ def on_a_terminal(command: list[str]) -> str:
     return seen.decode()
 
 
+def in_a_pipe(command: list[str]) -> str:
+    """What a command says to no terminal; it must end with 0."""
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
     """(folder with run and shards, the command, what it said on a terminal)."""
     folder = tmp_path_factory.mktemp("whole")
-    whole = command(folder, photographs(folder))
+    options = [*TINY, *SHORT, f"--pipeline.source=csv:{photographs(folder)}", f"--pipeline.build={json.dumps(BUILD)}"]
+    whole = command(folder, *options, "--monitoring.console=true")
     return folder, whole, on_a_terminal(whole)
 
 
@@ -85,9 +91,8 @@ def test_a_csv_becomes_a_report_and_a_second_call_keeps_all_of_it(made: tuple[Pa
     assert f"report:       {run / 'report' / 'index.html'}\n" in told and "(not made)" not in told
     assert f"scores:       {run / 'evaluation.json'}\n" in told
     before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*.csv"))}
-    again = subprocess.run(whole, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
-    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-    assert all(f"{stage}: done before, kept" in again.stdout for stage in STAGES) and "done in" not in again.stdout
+    again = in_a_pipe(whole)
+    assert all(f"{stage}: done before, kept" in again for stage in STAGES) and "done in" not in again
     assert before == {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*.csv"))}
 
 
@@ -106,3 +111,13 @@ def test_a_terminal_gets_the_bar_of_a_stage_through_the_launcher_and_the_log_its
 @pytest.mark.browser
 def test_a_browser_shows_the_report_of_a_real_run(made: tuple[Path, list[str], str], tmp_path: Path) -> None:
     look(made[0] / "run" / "report" / "index.html", tmp_path, 1200)
+
+
+def test_the_demos_own_configuration_comes_to_its_end(tmp_path: Path) -> None:
+    """What `make demo` runs, with fewer photos, steps and epochs and nothing else changed."""
+    fewer = ["--pipeline.source=street:60", "--training.max_steps=2", "--folds.num_folds=2", "--folds.epochs=1"]
+    fewer += ["--predict.num_augmentations=2", "--predict.bootstrap=20", "--pipeline.processes=1", "--engine.threads=1"]
+    told = in_a_pipe(command(tmp_path, "--config=launch/configs/demo.yaml", *fewer))
+    assert all(f"{stage}: done in" in told for stage in STAGES) and "(not made)" not in told
+    assert "efficientnet_lite0" in json.dumps(json.loads((tmp_path / "run" / "model" / "config.json").read_text()))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,6 +1,7 @@
 """The README's commands and its Python are run as they stand, on own photos, where neither a network nor a GPU is needed.
 
 Only places are exchanged: folders for temporary ones, the hub for a CSV (both are sources), `gpu.yaml` for `cpu.yaml`.
+A training is made small by options behind the README's own, and has as many processes as two cores carry.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from roadwork.config import ModelConfig, save
 from roadwork.models import RoadworkDetector
 from tests.data.photos import encode, scene
 from tests.inference.small_run import make
-from tests.launching import ROOT, environment, free_port
+from tests.launching import ROOT, TINY, Job, environment, free_port
 
 
 def blocks(language: str) -> list[str]:
@@ -36,11 +37,11 @@ def blocks(language: str) -> list[str]:
 
 
 def command(start: str, places: dict[str, str]) -> list[str]:
-    """The README's first command that holds these words, its places exchanged, as words to run."""
-    lines = (line for block in blocks("bash") for line in block.splitlines())
-    line = next((" ".join(line.split()) for line in lines if start in " ".join(line.split())), None)
-    assert line, f"README.md has no command with {start!r}"
-    words = [places.get(word, word) for word in shlex.split(line)]
+    """The README's one command that holds these words, its places exchanged, as words to run."""
+    lines = [" ".join(line.split()) for block in blocks("bash") for line in block.splitlines()]
+    found = [line for line in lines if start in line]
+    assert len(found) == 1, f"README.md has {len(found)} commands with {start!r}"
+    words = [places.get(word, word) for word in shlex.split(found[0])]
     if words[0] == "accelerate":
         return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:]]
     return [sys.executable, *words[1:]]
@@ -66,12 +67,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "natix": f"csv:{folder}/photos.csv", "csv:/data/photos.csv": f"csv:{folder}/photos.csv",
         "target.csv": f"{folder}/target.csv", "shards/natix": f"{folder}/shards", "runs/natix": f"{folder}/run",
         "runs/mine": f"{folder}/mine", "runs/mine/shards": f"{folder}/mine/shards",
+        "runs/hub": f"{folder}/hub", "runs/hub/shards": f"{folder}/hub/shards",
+        "runs/whole": f"{folder}/whole", "runs/whole/shards": f"{folder}/whole/shards",
         "accelerate_configs/gpu.yaml": "accelerate_configs/cpu.yaml",
     }  # fmt: skip
 
 
 def test_shards_are_built_described_and_a_run_is_foreseen(places: dict[str, str]) -> None:
-    run([*command("python -m shards.build --source natix", places), "--view-size", "64"])
+    run([*command("python -m shards.build --source natix --out", places), "--view-size", "64"])
     assert Path(places["shards/natix"], "manifest.json").is_file()
     told = run(command("python -m shards.describe", places))
     assert "km" in told and "leak" in told.lower()
@@ -81,11 +84,56 @@ def test_shards_are_built_described_and_a_run_is_foreseen(places: dict[str, str]
     assert "--dry_run" in words and "parameters:" in told and "disk:" in told
 
 
-def test_the_pipeline_says_what_it_would_do(places: dict[str, str]) -> None:
-    told = run([*command("python launch/pipeline.py", places), "--dry_run"])
+@pytest.mark.parametrize("folder", ["runs/mine", "runs/hub", "runs/whole"])
+def test_the_pipeline_says_what_it_would_do(folder: str, places: dict[str, str]) -> None:
+    if folder == "runs/hub":
+        run(command("python -m shards.build --source natix --max-photos", places))
+        assert Path(places["runs/hub/shards"], "manifest.json").is_file()
+    told = run(
+        [*command(f"launch/pipeline.py --config launch/configs/photos.yaml --run.dir {folder} ", places), "--dry_run"]
+    )
     stages = ("shards", "pretrain", "dora_folds", "predict", "evaluate")
     assert all(f"{stage}: to do" in told for stage in stages)
-    assert f"--source {places['natix']}" in told and "--test-fraction 0.2" in told
+    built = f"--source {places['natix']}" in told and "--test-fraction 0.2" in told
+    assert built == (folder != "runs/hub"), "a sample is built by a command of its own"
+
+
+SMALL = [
+    *(word for word in TINY if "global_batch" not in word and "micro_batch" not in word),
+    "--training.max_steps=1", "--engine.threads=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "processes", "batch"), [("small", 1, 32), ("node", 2, 256)])
+def test_one_gpu_and_one_node_train_as_they_are_written(
+    name: str, processes: int, batch: int, shards: Path, tmp_path: Path
+) -> None:
+    given = {"accelerate_configs/gpu.yaml": "accelerate_configs/cpu.yaml", "shards/natix": str(shards)}
+    words = command(f"launch/pretrain.py --run.dir runs/{name} ", given | {f"runs/{name}": str(tmp_path)})
+    words[words.index("--num_processes") + 1] = str(processes)
+    words.insert(words.index("--config_file"), f"--main_process_port={free_port()}")
+    assert "pretrain finished at step 1 of 1. best" in run([*words, *SMALL])
+    (line,) = Path(tmp_path, "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["samples_seen"] == batch and len(list(tmp_path.glob("ranks/*.json"))) == processes
+
+
+def test_many_nodes_train_as_it_is_written(shards: Path, tmp_path: Path) -> None:
+    """Two launchers, each its own machine, meet on the loopback."""
+    port = str(free_port())
+    given = {
+        "accelerate_configs/multinode.yaml": "accelerate_configs/multinode_cpu.yaml", "16": "2", "node-0": "127.0.0.1",
+        "29500": port, "/shared/runs/big": str(tmp_path), "/shared/shards/natix": str(shards),
+    }  # fmt: skip
+    words = [*command("--num_machines 2", given), *SMALL, "--training.global_batch=32"]
+    rank = words.index("--machine_rank") + 1
+    jobs = [Job([*words[:rank], str(machine), *words[rank + 1 :]], environment()) for machine in range(2)]
+    try:
+        ended = [job.wait(600) for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert [job.status for job in ended] == [0, 0], ended[0].output[-2000:] + ended[1].output[-2000:]
+    assert len(list(tmp_path.glob("ranks/*.json"))) == 2 and "pretrain finished at step 1" in ended[0].output
 
 
 def test_a_folder_of_photos_becomes_a_csv(tmp_path: Path) -> None:

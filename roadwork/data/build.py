@@ -109,6 +109,8 @@ def check_options(options: BuildOptions) -> None:
     """Refuse what cannot work before anything is read."""
     check_view_size(options.view_size)
     limits = {"max_views": (1, 12), "quality": (1, 100), "processes": (0, 4096), "clusters": (1, 10_000)}
+    if options.max_photos < 0:
+        raise UserError(f"--max-photos must be 1 or more, or 0 for all; given {options.max_photos}")
     for name, (low, high) in limits.items():
         value = getattr(options, name)
         if not low <= value <= high:
@@ -220,7 +222,8 @@ def manifest_of(
     train = [entry for entry in entries if entry.split == "train"]
     weights = np.array([entry.weight for entry in train])
     return {
-        "source": {"spec": options.source, "extra_columns_ignored": source.extra_columns},
+        "source": {"spec": options.source, "extra_columns_ignored": source.extra_columns}
+        | ({"rows_left_out": plan.left_out} if plan.left_out else {}),
         "options": options.encoding()
         | {"seed": options.seed, "val_fraction": options.val_fraction}
         | {"test_fraction": options.test_fraction, "near_duplicates_grouped": options.group_near_duplicates},

@@ -28,6 +28,8 @@ def _records(manifest: dict[str, Any]) -> Iterator[str]:
         return
     records, source = manifest["records"], manifest["source"]
     yield f"source {source['spec']}: {records['read']} rows = {records['used']} used + {records['rejected']} rejected"
+    if left_out := source.get("rows_left_out"):
+        yield f"  A SAMPLE by --max-photos: {left_out} further rows were left out, also of a published test split"
     yield f"  used as they are {records['used_as_they_are']}, repaired {records['used_repaired']}"
     for title, counts in (("repairs", manifest["repairs"]), ("rejected", manifest["rejected_reasons"])):
         if counts:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from roadwork.data import geo, splits
 from roadwork.data.masks import MaskFolder
 from roadwork.data.record import Record, Rejected, parse_row
+from roadwork.data.sample import Row, sample
 from roadwork.data.sources import Ref, Source
 from roadwork.errors import UserError
 
@@ -47,6 +48,7 @@ class BuildOptions:
     weight_cap: float = 0.0
     group_near_duplicates: bool = False
     shard_range: tuple[int, int] | None = None
+    max_photos: int = 0
 
     def encoding(self) -> dict[str, Any]:
         """The part that decides the bytes of an encoded photo."""
@@ -109,6 +111,8 @@ class Plan:
     shards: list[ShardPlan]
     rejected: list[Rejection]
     rows_read: int
+    left_out: int
+    """Rows of the source that --max-photos left out."""
     target: Target
 
     def fingerprint(self) -> str:
@@ -127,7 +131,8 @@ def make_plan(source: Source, options: BuildOptions) -> Plan:
 
     UserError where no row can be used, or an option does not fit what was found.
     """
-    refs, records, rejected, rows_read = scan(source)
+    rows, left_out = sample(source.rows(), options.max_photos)
+    refs, records, rejected, rows_read = scan(rows)
     if not records:
         raise UserError(
             f"source {source.name}: none of its {rows_read} rows can be used; first reason: {_first(rejected)}"
@@ -154,21 +159,21 @@ def make_plan(source: Source, options: BuildOptions) -> Plan:
         entry.key = f"{entry.split}-{number[entry.split]:09d}"
         number[entry.split] += 1
     target = weigh(entries, source, options)
-    return Plan(entries, cut_shards(entries, source, options), rejected, rows_read, target)
+    return Plan(entries, cut_shards(entries, source, options), rejected, rows_read, left_out, target)
 
 
 def _first(rejected: Sequence[Rejection]) -> str:
     return f"{rejected[0].reason} (id {rejected[0].id})" if rejected else "there are none"
 
 
-def scan(source: Source) -> tuple[list[Ref], list[Record], list[Rejection], int]:
+def scan(lines: Iterable[Row]) -> tuple[list[Ref], list[Record], list[Rejection], int]:
     """Parse every row's metadata. An id that appears again within the same published split is rejected."""
     refs: list[Ref] = []
     records: list[Record] = []
     rejected: list[Rejection] = []
     seen: set[tuple[str | None, str]] = set()
     rows = 0
-    for ref, row in source.rows():
+    for ref, row in lines:
         rows += 1
         split = row.get("split")
         try:

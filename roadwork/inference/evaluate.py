@@ -24,8 +24,8 @@ from roadwork.evaluation.errors import join
 from roadwork.evaluation.events import write_events
 from roadwork.evaluation.figures import evaluation_figures
 from roadwork.evaluation.report import read_json, read_probabilities, write_report
+from roadwork.evaluation.standing import challenge_standing, synthetic_half
 from roadwork.inference.network_pass import Seen, load, network_answers
-from roadwork.inference.standing import challenge_standing, synthetic_half
 from roadwork.monitoring.console import quiet_libraries
 
 NAMES = {"weather": WEATHER, "daytime": DAYTIME, "scene": SCENE}

@@ -13,7 +13,7 @@ from roadwork.config import Config
 from roadwork.errors import UserError
 from roadwork.models import Encoded, RoadworkDetector
 from roadwork.models.adapters import Overrides, average, call_with, file_digest, merged_overrides
-from roadwork.training.fold_files import fold_path, is_done, read_fold
+from roadwork.models.fold_files import fold_path, is_done, read_fold
 
 PRETRAINED, SOUP = "pretrained", "soup"
 

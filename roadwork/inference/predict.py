@@ -15,12 +15,12 @@ from roadwork.config import Config
 from roadwork.data.index import ShardIndex
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
+from roadwork.evaluation.standing import challenge_standing, standing_words, synthetic_half
 from roadwork.inference.collect import Answers, collect, training_distribution
 from roadwork.inference.export import write_model
 from roadwork.inference.members import Members, find_members, load_members
 from roadwork.inference.output import write_predictions
 from roadwork.inference.plan import Plan, held_out, make_plan
-from roadwork.inference.standing import challenge_standing, standing_words, synthetic_half
 from roadwork.inference.transforms import transforms
 from roadwork.models import RoadworkDetector
 from roadwork.monitoring.console import quiet_libraries

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadwork.errors import UserError
-from roadwork.training.fold_files import is_done
+from roadwork.models.fold_files import is_done
 
 if TYPE_CHECKING:  # the queue itself needs no torch
     from roadwork.engine import Engine

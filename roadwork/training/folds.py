@@ -25,9 +25,9 @@ from roadwork.errors import UserError
 from roadwork.evaluation.metrics import group_codes
 from roadwork.models import RoadworkDetector
 from roadwork.models.adapters import file_digest, shared_units, state_digest
+from roadwork.models.fold_files import COMPLETE, fold_path, is_done, read_fold, read_held_out
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.training.fold_cache import ARRAYS, FixedCopies, LivePrefix, PrefixCache, PrefixSource, open_cache
-from roadwork.training.fold_files import COMPLETE, fold_path, is_done, read_fold, read_held_out
 from roadwork.training.fold_queue import one_job_at_a_time, take_folds
 from roadwork.training.fold_trainer import FoldData, FoldResult, train_fold
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from roadwork.config import Config, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size
 from roadwork.errors import UserError
-from roadwork.inference.standing import synthetic_half
+from roadwork.evaluation.standing import synthetic_half
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.training.checkpoint import complete_checkpoints
 from roadwork.training.counters import Counters

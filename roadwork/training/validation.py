@@ -20,7 +20,7 @@ from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
 from roadwork.evaluation.challenge import HALVES
 from roadwork.evaluation.metrics import confusion, group_bootstrap, mcc
-from roadwork.inference.standing import asked, halves
+from roadwork.evaluation.standing import asked, halves
 from roadwork.models.detector import RoadworkDetector
 from roadwork.training.liveness import Stopped
 from roadwork.training.unreadable import stop_on_faults

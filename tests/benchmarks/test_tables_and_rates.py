@@ -28,7 +28,19 @@ from benchmarks.headlines import HEADLINES
 from benchmarks.loader_clock import WARM, measure
 from benchmarks.order import count_errors, locality, weights_of
 from benchmarks.results import commit, machine, newest, save
-from benchmarks.tables import BEGIN, END, ablation, block, consequence, figure, headlines, origin, picture, wanted
+from benchmarks.tables import (
+    BEGIN,
+    END,
+    ablation,
+    block,
+    consequence,
+    figure,
+    headlines,
+    origin,
+    picture,
+    value,
+    wanted,
+)
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -73,9 +85,15 @@ def test_headlines_are_shown_of_what_was_measured_and_a_lost_figure_is_named() -
     assert list(headlines({"order": result(figures={})}))[0].startswith("Not measured")
 
 
-@pytest.mark.parametrize(("value", "words"), [(1565059, "1,565,059"), (33.159, "33.2"), (0.0, "0"), (0, "0"), (7, "7")])
-def test_a_figure_is_short(value: float, words: str) -> None:
-    assert figure(value) == words
+def test_a_figure_of_each_run_is_told_by_its_median() -> None:
+    figures = {"low": 0.5, "runs": [{"seconds": s} for s in (3.0, 1.0, 9.0)]}
+    assert value(figures, "runs.seconds") == 3.0 and value(figures, "low") == 0.5
+    assert value(figures, "absent") is None and value({}, "runs.seconds") is None
+
+
+@pytest.mark.parametrize(("given", "words"), [(1565059, "1,565,059"), (33.159, "33.2"), (0.0, "0"), (0, "0"), (7, "7")])
+def test_a_figure_is_short(given: float, words: str) -> None:
+    assert figure(given) == words
 
 
 def test_without_results_the_block_says_so() -> None:

@@ -86,7 +86,7 @@ def test_every_row_is_used_or_rejected_by_name() -> None:
         row(0), row(1, id=None), row(2, label=9), row(0, gps=None), row(4), row(4, split="test"), row(5, id=" "),
         row(6, label="maybe"),
     ]  # fmt: skip
-    refs, records, rejected, read = scan(Rows(rows))
+    refs, records, rejected, read = scan(Rows(rows).rows())
     assert read == 8 == len(records) + len(rejected)
     assert [record.id for record in records] == ["0", "4", "4"] and refs == [(0, 0, 0), (0, 0, 4), (0, 0, 5)]
     assert [(line.id, line.reason.partition(":")[0]) for line in rejected] == [
@@ -99,12 +99,12 @@ def test_every_row_is_used_or_rejected_by_name() -> None:
 
 
 def test_the_same_number_in_two_published_splits_is_two_photos_and_marked() -> None:
-    _, records, rejected, _ = scan(Rows([row(7), row(7, split="test"), row(8)]))
+    _, records, rejected, _ = scan(Rows([row(7), row(7, split="test"), row(8)]).rows())
     assert rejected == [] and [bool(record.extra.get("ambiguous_id")) for record in records] == [True, True, False]
 
 
 def test_numbers_and_words_of_an_id_are_one_id() -> None:
-    _, records, rejected, _ = scan(Rows([row(7), row(0, id="7"), row(0, id=" 7 ")]))
+    _, records, rejected, _ = scan(Rows([row(7), row(0, id="7"), row(0, id=" 7 ")]).rows())
     assert len(records) == 1 and [line.reason for line in rejected] == ["duplicate_id"] * 2
 
 

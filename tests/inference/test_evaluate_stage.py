@@ -17,10 +17,10 @@ from roadwork.errors import UserError
 from roadwork.evaluation.errors import object_share
 from roadwork.evaluation.photos import stitched
 from roadwork.evaluation.report import read_probabilities
+from roadwork.evaluation.standing import challenge_standing
 from roadwork.inference.evaluate import prepare
 from roadwork.inference.network_pass import shares_of
 from roadwork.inference.single_view import photos_of
-from roadwork.inference.standing import challenge_standing
 from roadwork.models import RoadworkDetector
 from tests.evaluation.fake_run import write_predictions
 from tests.launching import TINY

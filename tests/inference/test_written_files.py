@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from roadwork.config import Config
 from roadwork.errors import UserError
+from roadwork.evaluation.standing import standing_words
 from roadwork.inference.calibration import Calibration
 from roadwork.inference.collect import Answers
 from roadwork.inference.ensemble import System
@@ -25,7 +26,6 @@ from roadwork.inference.members import fold_paths
 from roadwork.inference.output import write_predictions
 from roadwork.inference.parts import PartWriter, merge, open_parts, part_paths, read_parts
 from roadwork.inference.plan import Plan
-from roadwork.inference.standing import standing_words
 from roadwork.inference.transforms import LUMA, Transform, gaussian_blur, transforms
 from roadwork.training.folds import check_finished
 

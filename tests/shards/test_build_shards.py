@@ -150,6 +150,22 @@ def test_other_options_leave_nothing_of_the_old_build(source: Path, tmp_path: Pa
     assert len(tars(tmp_path)) < many and verify(tmp_path, pixels=True) == []
 
 
+def test_a_sample_is_said_to_be_one_can_be_continued_and_another_size_is_another_build(
+    source: Path, built: Path, tmp_path: Path
+) -> None:
+    manifest = make(source, tmp_path, max_photos=22)
+    assert manifest["records"]["read"] == 22 and manifest["source"]["rows_left_out"] == 22
+    assert manifest["splits"]["test"]["photos"] == 4 and "A SAMPLE by --max-photos: 22" in describe(manifest)
+    small = tars(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / min(small)).unlink()  # as if it had been killed before its last shard
+    report = build(BuildOptions(str(source), str(tmp_path), max_photos=22, **SMALL))
+    assert 0 < report.encoded <= 5 and report.kept == 22 - report.encoded and tars(tmp_path) == small
+    assert build(BuildOptions(str(source), str(tmp_path), max_photos=22, **SMALL)).unchanged
+    whole = make(source, tmp_path, target_cities=["pittsburgh"])
+    assert "rows_left_out" not in whole["source"] and tars(tmp_path) == tars(built) and verify(tmp_path) == []
+
+
 def test_ranges_of_shards_make_the_same_folder(source: Path, built: Path, tmp_path: Path) -> None:
     for low, high in [(4, 99), (0, 4)]:
         options = BuildOptions(
@@ -335,6 +351,7 @@ def test_csv_with_test_fraction(tmp_path: Path) -> None:
         ({"masks": "/absent"}, "no such folder"),
         ({"target_gps": "a.csv", "target_cities": ["b"]}, "one of them"),
         ({"shard_range": (3, 1)}, "shard-range"),
+        ({"max_photos": -1}, "max-photos must be 1 or more, or 0 for all; given -1"),
     ],
 )
 def test_impossible_options_are_refused_in_one_line(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -15,8 +17,9 @@ import cv2
 import numpy as np
 import pytest
 
+from roadwork.config import save
 from tests.inference.small_run import make
-from tests.launching import TINY, require
+from tests.launching import ROOT, TINY, require
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
@@ -37,6 +40,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
     finally:
         made.stop()
+
+
+def readme_line(stage: str, **places: Path) -> tuple[tuple[str, ...], list[str]]:
+    """sbatch's options and the stage's in the README's line for it, its folders `/shared/...` exchanged by their names.
+
+    GPUs are left out: the cluster has none.
+    """
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(rf"^sbatch .*launch/slurm/{stage}\.sbatch .*", text, flags=re.M)
+    folders = {"/shared/runs/big": "run", "/shared/runs/whole": "run"}
+    folders |= {"/shared/shards/natix": "shards", "/shared/runs/whole/shards": "shards"}
+    words = [str(places[folders[word]]) if word in folders else word for word in shlex.split(line)]
+    at = words.index(f"launch/slurm/{stage}.sbatch")
+    return tuple(word for word in words[1:at] if not word.startswith("--gpus")), words[at + 1 :]
 
 
 def submit(cluster: Cluster, stage: str, *words: str, sbatch: tuple[str, ...] = ("--nodes=2",)) -> str:
@@ -114,7 +131,8 @@ def ranks(folder: Path) -> list[dict[str, int]]:
 def uninterrupted(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a two-node job that nobody disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    job = submit(cluster, "pretrain", f"--run.dir={folder}", f"--data.shards={shards}", *OPTIONS)
+    sbatch, words = readme_line("pretrain", run=folder, shards=shards)
+    job = submit(cluster, "pretrain", *words, *OPTIONS, sbatch=sbatch)
     cluster.until(lambda: ended(cluster, job), 3 * 180, f"job {job} to end")
     return folder
 
@@ -198,15 +216,28 @@ def array_ends(cluster: Cluster, array: str) -> None:
     assert states == ["COMPLETED", "COMPLETED"], printed
 
 
-def test_the_tasks_of_an_array_share_the_folds(cluster, tmp_path):
+def test_the_tasks_of_an_array_share_the_folds_and_a_job_predicts_with_them(cluster, tmp_path):
     config = make(tmp_path)
     folder = Path(config.run.dir)
-    options = ["--engine.threads=1", "--data.workers=0", "--folds.num_folds=4", "--folds.epochs=1", "--folds.batch=8"]
-    given = [f"--run.dir={folder}", f"--data.shards={config.data.shards}", *options]
-    array_ends(cluster, submit(cluster, "dora_folds", *given, sbatch=("--array=0-1",)))
+    config.engine.threads, config.folds.num_folds, config.folds.epochs = 1, 4, 1
+    save(config, folder / "config.yaml")
+    sbatch, words = readme_line("dora_folds", run=folder)
+    array_ends(cluster, submit(cluster, "dora_folds", *words, sbatch=sbatch))
     assert all((folder / "folds" / f"fold-{fold}" / "COMPLETE").is_file() for fold in range(4))
     assert len((folder / "folds" / "oof.csv").read_text().splitlines()) > 1
     assert len(list(folder.glob("logs/slurm-*"))) == 2
+    sbatch, words = readme_line("predict", run=folder)
+    job = submit(cluster, "predict", *words, sbatch=sbatch)
+    cluster.until(lambda: ended(cluster, job), 3 * 180, f"job {job} to end")
+    assert (folder / "predictions.csv").is_file() and (folder / "model" / "model.safetensors").is_file()
+
+
+def test_the_pipelines_line_is_understood(cluster, tmp_path):
+    sbatch, words = readme_line("pipeline", run=tmp_path / "run", shards=tmp_path / "shards")
+    job = submit(cluster, "pipeline", *words, "--dry_run", sbatch=sbatch)
+    cluster.until(lambda: ended(cluster, job), 3 * 90, f"job {job} to end")
+    printed = said(cluster, job)
+    assert f"--source natix --out {tmp_path / 'shards'}" in printed and "pretrain: to do" in printed
 
 
 def test_the_tasks_of_an_array_label_each_photo_once(cluster, tmp_path):

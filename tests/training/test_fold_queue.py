@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from roadwork.training.fold_files import COMPLETE, fold_path, is_done
+from roadwork.models.fold_files import COMPLETE, fold_path, is_done
 from roadwork.training.fold_queue import claim, take_folds
 
 CONTEXT = multiprocessing.get_context("spawn")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from roadwork.evaluation import challenge
-from roadwork.inference.standing import CHUNK
+from roadwork.evaluation.standing import CHUNK
 from roadwork.training.checkpoint import Checkpointer, complete_checkpoints
 from roadwork.training.loop import Trainer
 from roadwork.training.pretrain import closing
