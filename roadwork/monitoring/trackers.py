@@ -42,7 +42,8 @@ class WandbTracker:
             self.tracker.start()
         except ImportError as error:
             raise UserError(
-                "monitoring.trackers names wandb, which is not installed: pip install wandb, or leave it out"
+                "monitoring.trackers names wandb, which is not installed: "
+                "pip install -c constraints.txt -e '.[wandb]', or leave it out"
             ) from error
         self.tracker.store_init_configuration(dict(options))
 
