@@ -45,7 +45,7 @@ def mix(x: Array) -> Array:
 def keys(seed: int, epoch: Array, position: Array) -> Array:
     """One uint64 per photo from (seed, epoch, position); independent of order, batch and process."""
     with np.errstate(over="ignore"):
-        start = mix(np.array([seed % 2**64], np.uint64) + _GOLDEN)
+        start = mix(np.array([int(seed) % 2**64], np.uint64) + _GOLDEN)
         state = mix(start ^ (np.asarray(epoch).astype(np.uint64) * _GOLDEN + np.uint64(1)))
         return mix(state ^ (np.asarray(position).astype(np.uint64) * _GOLDEN + np.uint64(2)))
 
