@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from roadwork.config import AugmentConfig
+from roadwork.config_ranges import check_augment
 from roadwork.data.augment_blur import gaussian_blur, motion_blur
 from roadwork.data.augment_challenge import challenge
 from roadwork.data.augment_checks import check_inputs, check_range
@@ -31,7 +32,6 @@ from roadwork.data.augment_geometry import sample, sampling_grid, warp
 from roadwork.data.augment_noise import add_noise_
 from roadwork.data.augment_parameters import Array, Parameters, draw
 from roadwork.data.augment_weather import apply_fields, weather_fields
-from roadwork.errors import UserError
 
 __all__ = ["Augment", "colour", "gaussian_blur", "motion_blur", "warp"]
 
@@ -47,7 +47,7 @@ class Augment(nn.Module):
 
     def __init__(self, config: AugmentConfig) -> None:
         super().__init__()
-        _check(config)
+        check_augment(config)
         self.config = config
 
     @torch.no_grad()
@@ -270,15 +270,3 @@ def _move_masks(masks: Tensor, p: Parameters) -> Tensor:
 
         work.on(p.warp, turn)
     return work.x
-
-
-def _check(config: AugmentConfig) -> None:
-    for name, value in vars(config).items():
-        if name.endswith("_p") and not 0 <= value <= 1:
-            raise UserError(f"augment.{name} is {value}; give a probability in [0, 1]")
-    for name in ("probability_scale", "magnitude_scale"):
-        if getattr(config, name) < 0:
-            raise UserError(f"augment.{name} is {getattr(config, name)}; give a factor >= 0")
-    low, high = config.zoom_range
-    if not 0 < low <= high:
-        raise UserError(f"augment.zoom_range is {low}, {high}; give 0 < smallest <= largest")
