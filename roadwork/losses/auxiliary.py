@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roadwork.data.record import WEATHER
 from roadwork.losses.focal import IGNORE, check_labels
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 
@@ -24,7 +25,7 @@ class WeatherLoss(nn.Module):
             present: [B] bool; photos that are there at all. None: all.
             count: such photos of the whole optimizer step. None: of this batch.
         """
-        if logits.dim() != 2 or target.shape != logits.shape[:1]:
+        if logits.dim() != 2 or logits.shape[1] != len(WEATHER) or target.shape != logits.shape[:1]:
             raise ValueError(
                 f"weather loss needs logits [B, 8] and target [B], got {list(logits.shape)} and {list(target.shape)}"
             )
