@@ -6,6 +6,15 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from roadwork.config_ranges import (
+    OPTIMIZER,
+    TRAINING,
+    check_augment,
+    check_loss,
+    check_model,
+    check_section,
+    check_values,
+)
 from roadwork.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +37,9 @@ PIPELINE = (
 def validate(config: Config) -> None:
     """Refuse impossible values and combinations, before any process group starts. Raises UserError."""
     training, model = config.training, config.model
+    check_model(model)
+    check_augment(config.augment)
+    check_loss(config.loss)
     _positive("training.global_batch", training.global_batch)
     _positive("training.micro_batch", training.micro_batch)
     _positive("training.learning_rate", training.learning_rate)
@@ -80,6 +92,9 @@ def validate(config: Config) -> None:
     unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
     if unknown:
         raise UserError(f"model.metadata_fields has {sorted(unknown)}; allowed: gps, weather, daytime, scene, text")
+    check_section("optimizer", config.optimizer, OPTIMIZER)
+    check_section("training", training, TRAINING)
+    check_values(config)
 
 
 def _positive(name: str, value: float) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from roadwork.cli import exit_on_user_error, fail
 from roadwork.command_line import parse, parse_tool, switch_names
-from roadwork.config import Config, accumulation, masks_folder, save, to_dict, validate
+from roadwork.config import AugmentConfig, Config, ModelConfig, accumulation, masks_folder, save, to_dict, validate
 from roadwork.config_checks import PIPELINE
+from roadwork.config_ranges import WIDEST_SIGMA, check_model
+from roadwork.data.augment import Augment
 from roadwork.errors import UserError
 from roadwork.inference.options import ExportOptions, ServiceOptions, check_service
 
@@ -62,8 +67,82 @@ def test_impossible_values_are_refused_by_name(path: str, value: object, words: 
 
 
 @pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("model.dropout=1.5", "model.dropout is 1.5; give a probability in [0, 1]"),
+        ("model.dropout=-1", "model.dropout is -1.0; give a probability in [0, 1]"),
+        ("model.metadata_dropout=.nan", "model.metadata_dropout is nan; give a probability in [0, 1]"),
+        ("model.layer_decay=-1", "model.layer_decay is -1.0; give a share in (0, 1]"),
+        ("model.layer_decay=0", "model.layer_decay is 0.0; give a share in (0, 1]"),
+        ("model.backbone_lr_factor=-0.1", "model.backbone_lr_factor is -0.1; give a factor >= 0"),
+        ("model.num_kv_heads=0", "model.num_kv_heads is 0; give at least 1"),
+        ("augment.rain_p=2", "augment.rain_p is 2.0; give a probability in [0, 1]"),
+        ("augment.challenge_p=.nan", "augment.challenge_p is nan; give a probability in [0, 1]"),
+        ("augment.noise_std=-1", "augment.noise_std is -1.0; give a share in [0, 1]"),
+        ("augment.rotation_degrees=.inf", "augment.rotation_degrees is inf; give degrees in [0, 180]"),
+        ("augment.brightness=1e30", "augment.brightness is 1e+30; give a strength in [0, 10]"),
+        ("augment.magnitude_scale=.nan", "augment.magnitude_scale is nan; give a factor in [0, 10]"),
+        ("augment.probability_scale=.inf", "augment.probability_scale is inf; give a factor >= 0"),
+        ("augment.gaussian_blur_sigma=5000", "augment.gaussian_blur_sigma is 5000.0; give pixels of a 512 px view in [0, 128]"),
+        ("augment.motion_blur_pixels=100000", "augment.motion_blur_pixels is 100000; give pixels of a 512 px view in [0, 512]"),
+        ("augment.zoom_range=[1.3,0.7]", "augment.zoom_range is 1.3, 0.7; give smallest <= largest"),
+        ("augment.zoom_range=[0,1]", "augment.zoom_range is 0.0; give factors in [0.05, 20]"),
+        ("loss.alpha=[1]", "loss.alpha is [1.0]; give two weights, of the negative and the positive class"),
+        ("loss.alpha=[1,.nan]", "loss.alpha is nan; give a weight >= 0"),
+        ("loss.gamma=-1", "loss.gamma is -1.0; give a number >= 0 (0 is cross entropy)"),
+        ("loss.gamma=.inf", "loss.gamma is inf; give a number >= 0 (0 is cross entropy)"),
+        ("loss.temperature=0", "loss.temperature is 0.0; give a number > 0"),
+        ("loss.label_smoothing=1", "loss.label_smoothing is 1.0; give a number in [0, 1)"),
+        ("loss.focal=.nan", "loss.focal is nan; give a weight >= 0"),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas is 1.0; give a number in [0, 1)"),
+        ("training.ema_decay=2", "training.ema_decay is 2.0; give a number in [0, 1)"),
+        ("data.cache_gib=.nan", "data.cache_gib is nan; give a number"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_as_they_are_read(option: str, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse("pretrain", [f"--{option}"])
+    assert str(error.value) == line
+
+
+def test_a_choice_from_python_is_held_to_the_same_words() -> None:
+    check_model(ModelConfig())
+    with pytest.raises(
+        UserError, match="model.compile_mode is 'fast'; allowed: default, reduce-overhead, max-autotune"
+    ):
+        check_model(ModelConfig(compile_mode="fast"))  # type: ignore[arg-type]
+
+
+def test_the_widest_blur_counts_with_the_scale_and_fits_any_view() -> None:
+    with pytest.raises(
+        UserError, match="gaussian_blur_sigma 20.0 times augment.magnitude_scale 10.0 is 200; it must be at most"
+    ):
+        Augment(AugmentConfig(gaussian_blur_sigma=20.0, magnitude_scale=10.0))
+    off = dict.fromkeys((name for name in vars(AugmentConfig()) if name.endswith("_p")), 0.0)
+    widest = Augment(AugmentConfig(**off | {"gaussian_blur_p": 1.0}, gaussian_blur_sigma=WIDEST_SIGMA))
+    for size in (4, 16, 32, 128):
+        views = torch.rand(8, 1, 3, size, size)
+        assert widest(views, torch.arange(8), 0, 0)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("option", ["model.dropout=1.5", "augment.rain_p=2", "loss.alpha=[1]", "loss.gamma=-1"])
+def test_a_launched_script_ends_with_status_2_and_one_line(option: str) -> None:
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, str(root / "launch" / "pretrain.py"), f"--{option}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {option.partition('=')[0]} is ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("model.layer_decay", 1.0), ("model.dropout", 1.0), ("model.backbone_lr_factor", 0.0), ("augment.noise_std", 0.0),
+        ("augment.gaussian_blur_sigma", 128.0), ("augment.zoom_range", (1.0, 1.0)), ("loss.alpha", [0.0, 3.0]),
         ("model.keep_ratio", 1.0), ("model.trainable", "last-12"), ("model.trainable", "full"), ("training.max_steps", 1),
         ("pipeline.stages", []), ("pipeline.stages", list(PIPELINE)), ("predict.prior", 0.999), ("model.metadata_fields", []),
         ("checkpoint.keep_every", 0),

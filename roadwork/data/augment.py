@@ -23,14 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from roadwork.config import AugmentConfig
+from roadwork.config_ranges import check_augment
 from roadwork.data.augment_blur import gaussian_blur, motion_blur
 from roadwork.data.augment_challenge import challenge
+from roadwork.data.augment_checks import check_inputs, check_range
 from roadwork.data.augment_colour import colour, mean_grey
 from roadwork.data.augment_geometry import sample, sampling_grid, warp
 from roadwork.data.augment_noise import add_noise_
 from roadwork.data.augment_parameters import Array, Parameters, draw
 from roadwork.data.augment_weather import apply_fields, weather_fields
-from roadwork.errors import UserError
 
 __all__ = ["Augment", "colour", "gaussian_blur", "motion_blur", "warp"]
 
@@ -46,7 +47,7 @@ class Augment(nn.Module):
 
     def __init__(self, config: AugmentConfig) -> None:
         super().__init__()
-        _check(config)
+        check_augment(config)
         self.config = config
 
     @torch.no_grad()
@@ -67,11 +68,16 @@ class Augment(nn.Module):
             epoch: one number or int64 [B].
             seed: of the run.
             masks: float or uint8 [B, V, C, h, w]; follow the geometry at their own resolution, 0 outside.
-            view_mask: bool [B, V], false for padding, which stays zero. None: all views are there.
+            view_mask: bool [B, V], false for padding: whatever is there counts for nothing and comes out as zero.
+                None: all views are there.
+
+        Raises:
+            ValueError: wrong shapes or types; on a CPU also pixels outside [0, 1] or NaN. A GPU, which would have to
+                wait for such a look, clamps pixels and turns a NaN into 0: what comes out is in [0, 1] all the same.
         """
         if not (self.config.enabled and self.training):
             return views, masks
-        _check_shapes(views, key, masks, view_mask)
+        check_inputs(views, key, epoch, seed, masks, view_mask)
         epochs = epoch.cpu().numpy() if isinstance(epoch, Tensor) else epoch
         p = draw(self.config, seed, epochs, key.cpu().numpy())
         return self.with_parameters(views, p, masks, view_mask)
@@ -90,9 +96,9 @@ class Augment(nn.Module):
         x: Tensor, p: Parameters, masks: Tensor | None, view_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """All photos at once: few launches, and the host waits for nothing."""
-        out = _pixels(x, p, _shared(x, p)).clamp(0, 1)
+        out = _pixels(x, p, _shared(x, p, view_mask)).clamp(0, 1).nan_to_num_(0.0)
         if view_mask is not None:
-            out.mul_(view_mask[..., None, None, None])
+            out.masked_fill_(~view_mask[..., None, None, None], 0)
         return out, None if masks is None else _move_masks(masks, p)
 
     def _one_by_one(
@@ -103,25 +109,26 @@ class Augment(nn.Module):
         moved = None if masks is None else torch.empty_like(masks)
         for b in range(len(p)):
             photo, alone = slice(b, b + 1), p.rows(slice(b, b + 1))
-            count = x.shape[1] if view_mask is None else _last(view_mask[b])
-            self._one_photo(x[photo, :count], alone, out[photo, :count])
-            out[b, count:] = 0
-            if view_mask is not None and not bool(view_mask[b, :count].all()):
-                out[b, ~view_mask[b]] = 0
+            there = np.ones(x.shape[1], bool) if view_mask is None else view_mask[b].numpy()
+            count = int(np.flatnonzero(there)[-1]) + 1 if there.any() else 0
+            self._one_photo(x[photo, :count], alone, out[photo, :count], there[:count])
+            if not there.all():
+                out[b, torch.from_numpy(~there)] = 0
             if masks is not None and moved is not None:
                 moved[photo] = _move_masks(masks[photo], alone)
         return out, moved
 
     @staticmethod
-    def _one_photo(x: Tensor, p: Parameters, out: Tensor) -> None:
-        """One photo on a CPU, view by view, so that all passes find their pixels in the cache."""
+    def _one_photo(x: Tensor, p: Parameters, out: Tensor, there: Array) -> None:
+        """One photo on a CPU, view by view, so that all passes, the check among them, find their pixels in the cache."""
         if not x.shape[1]:
             return
-        shared = _shared(x, p)
+        shared = _shared(x, p, torch.from_numpy(there)[None])
         step = max(1, _CHUNK // (x[0, 0].numel() * x.element_size()))
         for v in range(0, x.shape[1], step):
-            done = _pixels(x[:, v : v + step], p, shared, v)
-            torch.clamp(done, 0, 1, out=out[:, v : v + step])
+            some = slice(v, v + step)
+            check_range(x[:, some], there[some])
+            torch.clamp(_pixels(x[:, some], p, shared, v), 0, 1, out=out[:, some])
 
 
 @dataclass
@@ -138,7 +145,7 @@ def _weathered(p: Parameters) -> Array:
     return (p.shadow > 0) | (p.fog > 0) | (p.glare > 0) | (p.rain > 0)
 
 
-def _shared(x: Tensor, p: Parameters) -> _Shared:
+def _shared(x: Tensor, p: Parameters, view_mask: Tensor | None) -> _Shared:
     device, dtype, size = x.device, x.dtype, x.shape[-1]
 
     def put(values: Array) -> Tensor:
@@ -149,15 +156,21 @@ def _shared(x: Tensor, p: Parameters) -> _Shared:
         grid = sampling_grid(put(p.homography[p.warp]), size, size)
     if p.coloured.any():
         hit = p.rows(p.coloured)
-        # the first view is the whole photo: its mean is the photo's
         shift = put(hit.contrast)
         if hit.contrast.any():
-            shift = shift * mean_grey(_take(x, p.coloured)[:, 0])
+            shift = shift * mean_grey(_take(_first(x, view_mask), p.coloured))
         matrix = torch.cat([put(hit.matrix), shift[:, None, None].expand(-1, 3, 1)], 2)
     weathered = _weathered(p)
     if weathered.any():
         keep, add = weather_fields(p.rows(weathered), size, device, dtype)
     return _Shared(grid, matrix, keep, add)
+
+
+def _first(x: Tensor, view_mask: Tensor | None) -> Tensor:
+    """The first view that is there of each photo [N, 3, S, S]; it is the whole photo, so its mean is the photo's."""
+    if view_mask is None:
+        return x[:, 0]
+    return x[torch.arange(len(x), device=x.device), view_mask.int().argmax(1)]
 
 
 def _index(hit: Array, device: torch.device) -> Tensor:
@@ -257,41 +270,3 @@ def _move_masks(masks: Tensor, p: Parameters) -> Tensor:
 
         work.on(p.warp, turn)
     return work.x
-
-
-def _last(view_mask: Tensor) -> int:
-    there = np.flatnonzero(view_mask.numpy())
-    return int(there[-1]) + 1 if len(there) else 0
-
-
-def _check(config: AugmentConfig) -> None:
-    for name, value in vars(config).items():
-        if name.endswith("_p") and not 0 <= value <= 1:
-            raise UserError(f"augment.{name} is {value}; give a probability in [0, 1]")
-    for name in ("probability_scale", "magnitude_scale"):
-        if getattr(config, name) < 0:
-            raise UserError(f"augment.{name} is {getattr(config, name)}; give a factor >= 0")
-    low, high = config.zoom_range
-    if not 0 < low <= high:
-        raise UserError(f"augment.zoom_range is {low}, {high}; give 0 < smallest <= largest")
-
-
-def _check_shapes(views: Tensor, key: Tensor, masks: Tensor | None, view_mask: Tensor | None) -> None:
-    if views.dim() != 5 or views.shape[2] != 3 or views.shape[3] != views.shape[4]:
-        raise ValueError(f"augmentation needs views [B, V, 3, S, S], got {list(views.shape)}")
-    if not views.is_floating_point():
-        raise ValueError(f"augmentation needs float views in [0, 1], got {views.dtype}; divide bytes by 255")
-    if views.device.type == "cpu" and views.numel():  # a GPU would have to wait; first views tell bytes from fractions
-        low, high = (float(bound) for bound in views[:, 0].aminmax())
-        if not -0.01 <= low <= high <= 1.01:
-            raise ValueError(f"augmentation needs views in [0, 1], these range from {low:.3g} to {high:.3g}")
-    if key.shape != views.shape[:1]:
-        raise ValueError(f"augmentation needs one key per photo, [{views.shape[0]}], got {list(key.shape)}")
-    if masks is not None and (masks.dim() != 5 or masks.shape[:2] != views.shape[:2]):
-        raise ValueError(f"masks must be [B, V, C, h, w] with the views' B and V, got {list(masks.shape)}")
-    if masks is not None and not (masks.is_floating_point() or masks.dtype in (torch.uint8, torch.bool)):
-        raise ValueError(f"masks must be floats, uint8 or bool, got {masks.dtype}")
-    if view_mask is not None and view_mask.dtype != torch.bool:
-        raise ValueError(f"view_mask must be bool, got {view_mask.dtype}")
-    if view_mask is not None and view_mask.shape != views.shape[:2]:
-        raise ValueError(f"view_mask must be {list(views.shape[:2])}, got {list(view_mask.shape)}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from roadwork.data.augment_blur import gaussian_blur
 from roadwork.data.augment_colour import LUMA
+from roadwork.data.augment_geometry import resize
 from roadwork.data.augment_noise import add_noise_
 from roadwork.data.augment_parameters import CHALLENGE_SIDE, Parameters
 
@@ -53,7 +54,7 @@ def challenge(photos: Tensor, p: Parameters, first: int = 0) -> Tensor:
     done = [_distort(x[i], p.rows(slice(i, i + 1)), first) for i in range(n)]
     x = jpeg(torch.cat(done).clamp(0, 1))
     if side != size:
-        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False).clamp(0, 1)
+        x = resize(x, size).clamp(0, 1)
     return x.view(n, views, 3, size, size)
 
 
@@ -61,8 +62,7 @@ def _distort(x: Tensor, p: Parameters, first: int) -> Tensor:
     """Resampling, noise and blur of one photo's views [V, 3, s, s]."""
     side, factor = x.shape[-1], int(p.resample[0])
     if factor > 1:
-        x = F.interpolate(x, size=(side // factor,) * 2, mode="bilinear", align_corners=False)
-        x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+        x = resize(resize(x, side // factor), side)
     if p.noise[0] > 0:
         colours = torch.zeros_like(x)
         add_noise_(colours[None], p.noise, p.noise_seed, first)

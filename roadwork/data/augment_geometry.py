@@ -84,6 +84,25 @@ def sampling_grid(matrix: Tensor, height: int, width: int) -> Tensor:
     return place[..., :2] / depth
 
 
+def resize(views: Tensor, size: int) -> Tensor:
+    """Views [N, C, H, W] at size x size, as `F.interpolate(mode="bilinear", align_corners=False)` defines it.
+
+    `F.interpolate` takes another kernel, with another rounding, on one thread than on many. Here each step is one rounding
+    of each value, so the pixels do not depend on how many threads a process has.
+    """
+    for axis in (-1, -2):
+        length = views.shape[axis]
+        place = (torch.arange(size, device=views.device, dtype=torch.float64) + 0.5) * (length / size) - 0.5
+        place = place.clamp_(0, length - 1)
+        low = place.long()
+        high = (low + 1).clamp_(max=length - 1)
+        share = (place - low).to(views.dtype)
+        share = share if axis == -1 else share[:, None]
+        near, far = views.index_select(axis, low), views.index_select(axis, high)
+        views = near.mul_(1 - share).add_(far.mul_(share))
+    return views
+
+
 def sample(views: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
     """Pixels of views [N, C, H, W] at grid [N, h, w, 2]; black outside."""
     return F.grid_sample(views, grid.to(views.dtype), mode=mode, padding_mode="zeros", align_corners=False)

@@ -48,7 +48,7 @@ def keys(seed: int, epoch: Array, position: Array) -> Array:
     epoch, position: integers [B], or one for all.
     """
     with np.errstate(over="ignore"):
-        start = mix(np.array([seed % 2**64], np.uint64) + _GOLDEN)
+        start = mix(np.array([int(seed) % 2**64], np.uint64) + _GOLDEN)
         state = mix(start ^ (np.asarray(epoch).astype(np.uint64) * _GOLDEN + np.uint64(1)))
         return mix(state ^ (np.asarray(position).astype(np.uint64) * _GOLDEN + np.uint64(2)))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roadwork.errors import UserError
+from roadwork.config_ranges import ABOVE_ZERO
 from roadwork.losses.focal import IGNORE, check_labels
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 
@@ -20,15 +20,15 @@ class ViewConsistencyLoss(nn.Module):
 
         p_i = softmax(z_i / T),   m = mean_i p_i,   JSD = mean_i KL(p_i || m)
 
-    in [0, ln C]; 0 exactly where all views agree. The gradient through m is zero (the p_i sum to V m, and m sums to 1),
-    so detaching m, as is often done, changes nothing. Photos with fewer than two views have nothing to agree on and
-    do not count. All views must come from ONE shared head: after pruning, a view's place says nothing of its content.
+    in [0, ln C]; 0 where all views agree, but for rounding (up to 2e-7 in fp32, never below 0). The gradient through m
+    is zero (the p_i sum to V m, and m sums to 1), so detaching m, as is often done, changes nothing. Photos with fewer
+    than two views have nothing to agree on and do not count. All views must come from ONE shared head: after pruning, a
+    view's place says nothing of its content.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"consistency temperature is {temperature}; give a number > 0")
+        ABOVE_ZERO.check("consistency temperature", temperature)
         self.temperature = float(temperature)
 
     def elements(self, view_logits: Tensor, view_mask: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roadwork.config_ranges import BELOW_ONE, FOCUS, SHARE, WEIGHT
 from roadwork.errors import UserError
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 
@@ -39,20 +40,22 @@ class FocalLoss(nn.Module):
 
     Args:
         gamma: focusing parameter, >= 0.
-        alpha: weight of each class (C numbers, >= 0), or None for ones.
+        alpha: weight of each class (C numbers, >= 0); one number a in [0, 1] is (1 - a, a) of the negative and the positive
+            class, as in the sigmoid form; None for ones.
         label_smoothing: s in [0, 1).
+
+    Raises:
+        UserError: another gamma, alpha or label_smoothing.
     """
 
-    def __init__(self, gamma: float = 2.0, alpha: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, gamma: float = 2.0, alpha: float | Sequence[float] | None = None, label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
-        if gamma < 0:
-            raise UserError(f"focal gamma is {gamma}; give a number >= 0 (0 is cross entropy)")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing is {label_smoothing}; give a number in [0, 1)")
-        if alpha is not None and any(a < 0 for a in alpha):
-            raise UserError(f"focal alpha is {list(alpha)}; give one weight >= 0 per class")
+        FOCUS.check("focal gamma", gamma)
+        BELOW_ONE.check("label_smoothing", label_smoothing)
         self.gamma = float(gamma)
-        self.alpha = None if alpha is None else tuple(float(a) for a in alpha)
+        self.alpha = None if alpha is None else _class_weights(alpha)
         self.label_smoothing = float(label_smoothing)
 
     def elements(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -98,6 +101,16 @@ class FocalLoss(nn.Module):
         check_labels(target, valid, logits.shape[1], "focal loss")
         logits = hide(upcast(logits), valid)
         return masked_mean(self.elements(logits, torch.where(valid, target, 0)), valid, count)
+
+
+def _class_weights(alpha: float | Sequence[float]) -> tuple[float, ...]:
+    if not isinstance(alpha, Iterable):
+        SHARE.check("focal alpha", alpha)
+        return 1.0 - float(alpha), float(alpha)
+    weights = tuple(alpha)
+    for weight in weights:
+        WEIGHT.check("focal alpha", weight)
+    return tuple(map(float, weights))
 
 
 def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roadwork.data.record import MASK_CLASSES
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
 
 
@@ -41,25 +42,33 @@ class SegmentationLoss(nn.Module):
         bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
         return 1 - dice + bce
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, count: Number | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, valid: Tensor | None = None, count: Number | None = None
+    ) -> Tensor:
         """Mean over valid triples.
 
         Args:
             logits: [B, V, C, h, w].
-            target: [B, V, C, H, W], {0, 1} of any type or coverage in [0, 1]; brought to h x w by area.
-            valid: [B, V, C] bool.
+            target: [B, V, C, H, W], {0, 1} of any type or coverage in [0, 1]; brought to h x w by area. A triple with a
+                NaN in it is not known and does not count.
+            valid: [B, V, C] bool. None: all.
             count: valid triples of the whole optimizer step. None: of this batch.
 
         Raises:
             ValueError: other shapes, or a `valid` that is not bool.
         """
-        if logits.dim() != 5 or target.dim() != 5 or target.shape[:3] != logits.shape[:3]:
+        sizes = (*logits.shape[:2], len(MASK_CLASSES))
+        if not (logits.dim() == target.dim() == 5) or not (logits.shape[:3] == target.shape[:3] == sizes):
             raise ValueError(
-                "segmentation loss needs logits [B, V, C, h, w] and target [B, V, C, H, W], "
+                f"segmentation loss needs logits [B, V, C, h, w] and target [B, V, C, H, W], C = {len(MASK_CLASSES)}, "
                 f"got {list(logits.shape)} and {list(target.shape)}"
             )
+        if valid is None:
+            valid = torch.ones(logits.shape[:3], dtype=torch.bool, device=logits.device)
         if valid.shape != logits.shape[:3] or valid.dtype != torch.bool:
             raise ValueError(f"valid must be bool {list(logits.shape[:3])}, got {valid.dtype} {list(valid.shape)}")
+        if target.is_floating_point():
+            valid = valid & ~target.isnan().flatten(3).any(-1)
         logits = hide(upcast(logits), valid)
         goal = hide(coverage(target, (logits.shape[-2], logits.shape[-1]), logits.dtype), valid)
         return masked_mean(self.elements(logits, goal), valid, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from roadwork.config import LossConfig
+from roadwork.config_ranges import check_loss
 from roadwork.errors import UserError
 from roadwork.losses.auxiliary import WeatherLoss
 from roadwork.losses.consistency import Pooling, ViewConsistencyLoss, ViewSupervision
@@ -18,6 +20,8 @@ from roadwork.losses.segmentation import SegmentationLoss
 
 TERMS = ("loss", "focal", "consistency", "view", "weather", "segmentation", "view_labels", "balance")
 """The loss and all that it can be the sum of, as metrics.jsonl names them; a term that a run has not is 0 there."""
+_WEIGHED = ("focal", "consistency", "weather", "segmentation")
+"""Those whose weights the sketch gave, in its order."""
 
 
 @dataclass
@@ -95,16 +99,23 @@ class TotalLoss(nn.Module):
     processes and micro-batches is the step's loss. A term that the whole step has nothing for is left out, and the
     others' weights grow so that their sum stays. Of the consistency weight, the share `view_supervision` goes to the
     label against pooled view logits (counted with the labels, not ramped: agreement must not come before knowledge).
+
+    Args:
+        weights: a LossConfig; or the weights of focal, consistency, weather and segmentation alone, as four numbers or a
+            mapping of these names: nothing else is added then. None: LossConfig().
+
+    Raises:
+        UserError: other weights.
     """
 
-    def __init__(self, config: LossConfig, pooling: Pooling = "attention") -> None:
+    def __init__(
+        self,
+        weights: LossConfig | Mapping[str, float] | Sequence[float] | None = None,
+        pooling: Pooling = "attention",
+    ) -> None:
         super().__init__()
-        for name in ("focal", "consistency", "weather", "segmentation", "view_labels", "balance"):
-            if getattr(config, name) < 0:
-                raise UserError(f"loss.{name} is {getattr(config, name)}; give a weight >= 0")
-        if not 0 <= config.view_supervision <= 1:
-            raise UserError(f"loss.view_supervision is {config.view_supervision}; give a share in [0, 1]")
-        self.config = config
+        self.config = config = _config(weights)
+        check_loss(config)
         self.focal = FocalLoss(config.gamma, config.alpha, config.label_smoothing)
         self.consistency = ViewConsistencyLoss(config.temperature)
         self.view_supervision = ViewSupervision(pooling)
@@ -202,6 +213,18 @@ class TotalLoss(nn.Module):
         if outputs.balance is None:
             return _zero(outputs.logits)
         return upcast(outputs.balance) / counts.parts
+
+
+def _config(weights: LossConfig | Mapping[str, float] | Sequence[float] | None) -> LossConfig:
+    """The configuration that four weights, by name or in their order, stand for."""
+    if weights is None or isinstance(weights, LossConfig):
+        return weights or LossConfig()
+    if isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) == len(_WEIGHED):
+        weights = dict(zip(_WEIGHED, weights, strict=True))
+    if not isinstance(weights, Mapping) or set(weights) != set(_WEIGHED):
+        raise UserError(f"loss weights are {weights!r}; give a LossConfig, or the four of {', '.join(_WEIGHED)}")
+    four: Any = weights
+    return LossConfig(**four, view_supervision=0.0, view_labels=0.0, balance=0.0)
 
 
 def _present(count: Number) -> Number:

@@ -220,19 +220,25 @@ def test_small_views_and_single_views(size):
 def _ranks(process: int, folder: str) -> None:
     """Ranks 0 to 3 of 8 in process 0, 4 to 7 in process 1 (eight interpreters take a minute to start on two cores)."""
     torch.set_num_threads(1 + process)
-    views, masks, key = photos(b=8)
-    augment = Augment(AugmentConfig(**ALL))
-    ranks = range(4 * process, 4 * process + 4)
-    parts = [augment(views[r : r + 1], key[r : r + 1], 1, 9, masks[r : r + 1]) for r in ranks]
-    torch.save([torch.cat([part[i] for part in parts]) for i in range(2)], os.path.join(folder, f"{process}.pt"))
+    done = []
+    for config, size in OF_RANKS:
+        (views, masks, key), augment = photos(b=8, size=size), Augment(config)
+        ranks = [slice(r, r + 1) for r in range(4 * process, 4 * process + 4)]
+        parts = [augment(views[r], key[r], 1, 9, masks[r]) for r in ranks]
+        done.append([torch.cat([part[i] for part in parts]) for i in range(2)])
+    torch.save(done, os.path.join(folder, f"{process}.pt"))
+
+
+OF_RANKS = [(AugmentConfig(**ALL), SIZE), (AugmentConfig(challenge_p=1.0), 256)]  # above 224 px the challenge enlarges
 
 
 def test_one_and_eight_ranks_in_other_processes_give_the_same_pixels(tmp_path):
-    views, masks, key = photos(b=8)
-    one = Augment(AugmentConfig(**ALL))(views, key, 1, 9, masks)
     spawn(_ranks, str(tmp_path))
     halves = [torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2)]
-    assert all(torch.equal(torch.cat([halves[0][i], halves[1][i]]), one[i]) for i in range(2))
+    for (config, size), *parts in zip(OF_RANKS, *halves, strict=True):
+        views, masks, key = photos(b=8, size=size)
+        one = Augment(config)(views, key, 1, 9, masks)
+        assert all(torch.equal(torch.cat([parts[0][i], parts[1][i]]), one[i]) for i in range(2))
 
 
 def test_mistakes_are_named():

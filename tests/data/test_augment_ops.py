@@ -15,7 +15,7 @@ from roadwork.data.augment import colour, gaussian_blur, motion_blur, warp
 from roadwork.data.augment_blur import motion_steps
 from roadwork.data.augment_challenge import jpeg, quantisation
 from roadwork.data.augment_colour import LUMA, colour_matrices, hue_matrices, mean_grey, saturation_matrices
-from roadwork.data.augment_geometry import flips, from_corners, rotations, zooms
+from roadwork.data.augment_geometry import flips, from_corners, resize, rotations, zooms
 
 
 def picture(n: int = 2, size: int = 64, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
@@ -190,6 +190,26 @@ def test_the_forms_for_a_gpu_are_the_forms_for_a_cpu():
     bank = augment_noise._bank(photos[0, 0].numel(), photos.device)
     rows = augment_noise._by_rows(photos.clone(), bank, place, sign * std[:, None])
     assert error(rows, augment_noise.add_noise_(photos.clone(), std, seed)) < 1e-6
+
+
+@pytest.mark.parametrize(("length", "size"), [(224, 512), (224, 518), (224, 112), (224, 74), (74, 224), (5, 5), (7, 1)])
+def test_resize_is_torchs_bilinear_on_any_number_of_threads(length: int, size: int) -> None:
+    x = torch.rand(2, 3, length, length, generator=torch.Generator().manual_seed(0))
+
+    def theirs(views: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(views, size=(size, size), mode="bilinear", align_corners=False)
+
+    exact = theirs(x.double())
+    assert error(resize(x.double(), size), exact) < 1e-13 and error(resize(x, size).double(), exact) < 3e-7
+    assert error(resize(x, size), theirs(x)) < 3e-5, "torch rounds places to fp32"
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            seen.append(resize(x, size))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*seen)
 
 
 def test_wrong_shapes_are_named():

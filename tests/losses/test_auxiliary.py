@@ -27,6 +27,8 @@ def test_gradcheck_in_float64():
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\[B, 8\]"):
         WeatherLoss()(torch.zeros(2, 3, 8), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"needs logits \[B, 8\] and target \[B\], got \[2, 7\]"):
+        WeatherLoss()(torch.zeros(2, 7), torch.zeros(2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("wrong", [8, 9, -1])

@@ -42,6 +42,17 @@ def test_sigmoid_form_is_torchvisions(alpha, gamma):
     )
 
 
+@pytest.mark.parametrize("alpha", [0.25, 0.8, 0.0, 1.0, 1])
+def test_one_alpha_is_the_positive_classs_as_in_torchvisions_sigmoid_form(alpha):
+    """With a negative logit of 0, the softmax of two is the sigmoid of one."""
+    logits, target = batch()
+    logits[:, 0] = 0
+    theirs = reference(logits[:, 1], target.float(), alpha, 2.0, "mean")
+    torch.testing.assert_close(FocalLoss(2.0, alpha)(logits, target), theirs, rtol=1e-5, atol=1e-7)
+    pair = FocalLoss(2.0, [1 - alpha, alpha], 0.1)
+    assert torch.equal(FocalLoss(2.0, alpha, 0.1)(logits, target), pair(logits, target))
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_gradcheck_in_float64(gamma):
     logits, target = batch(6)
@@ -91,6 +102,12 @@ def test_mistakes_are_named():
         FocalLoss(-1.0)
     with pytest.raises(UserError, match="label_smoothing"):
         FocalLoss(2.0, None, 1.0)
+    with pytest.raises(UserError, match=r"focal alpha is 1.5; give a share in \[0, 1\]"):
+        FocalLoss(2.0, 1.5)
+    with pytest.raises(UserError, match="focal gamma is nan"):
+        FocalLoss(float("nan"))
+    with pytest.raises(UserError, match="focal alpha is nan; give a weight >= 0"):
+        FocalLoss(2.0, [float("nan"), 1.0])
     with pytest.raises(UserError, match="one per class"):
         FocalLoss(2.0, [1.0, 1.0, 1.0])(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"\[3\]"):

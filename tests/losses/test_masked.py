@@ -153,10 +153,10 @@ def test_noisy_or_of_certain_views_is_finite_with_its_gradient(margin: float) ->
 
 def test_segmentation_by_hand() -> None:
     """One triple of 2 x 2 pixels with p = 1/2 everywhere and one pixel set."""
-    logits = torch.zeros(1, 1, 1, 2, 2)
-    target = torch.tensor([[[[[1, 0], [0, 0]]]]])
+    logits = torch.zeros(1, 1, 6, 2, 2)
+    target = torch.tensor([[1, 0], [0, 0]]).expand(1, 1, 6, 2, 2)
     dice = (2 * 0.5 + 1) / (2.0 + 1.0 + 1)
-    loss = SegmentationLoss()(logits, target, torch.ones(1, 1, 1, dtype=torch.bool))
+    loss = SegmentationLoss()(logits, target)
     assert loss.item() == pytest.approx(1 - dice + math.log(2), rel=1e-6)
 
 

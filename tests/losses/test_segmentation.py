@@ -76,3 +76,27 @@ def test_wrong_shapes_are_named():
         SegmentationLoss()(logits, target, valid.float())
     with pytest.raises(ValueError, match=r"\[B, V, C, H, W\]"):
         SegmentationLoss()(logits, target[:, :2], valid)
+    with pytest.raises(ValueError, match=r"C = 6, got \[2, 3, 5, 8, 8\] and \[2, 3, 5, 8, 8\]"):
+        SegmentationLoss()(logits[:, :, :5], target[:, :, :5], valid[:, :, :5])
+
+
+def test_without_a_word_on_validity_all_is_valid():
+    logits, target, valid = batch()
+    whole = SegmentationLoss()(logits, target, torch.ones_like(valid))
+    assert torch.equal(SegmentationLoss()(logits, target), whole)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_a_mask_with_a_nan_is_unknown(size):
+    logits, _, valid = batch()
+    valid[0, :2] = True
+    target = torch.rand(2, 3, 6, size, size, generator=torch.Generator().manual_seed(1))
+    without = valid.clone()
+    without[0, 0, 2] = without[0, 1, 5] = False
+    expected = SegmentationLoss()(logits, target, without)
+    target[0, 0, 2, 3, 3], target[0, 1, 5] = float("nan"), float("nan")
+    logits.requires_grad_()
+    loss = SegmentationLoss()(logits, target, valid)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert logits.grad.isfinite().all() and (logits.grad[0, 1, 5] == 0).all()

@@ -9,7 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from roadwork.config import LossConfig
 from roadwork.errors import UserError
-from roadwork.losses import Counts, Targets, TotalLoss
+from roadwork.losses import (
+    Counts,
+    FocalLoss,
+    SegmentationLoss,
+    Targets,
+    TotalLoss,
+    ViewConsistencyLoss,
+    WeatherLoss,
+)
 from tests.launching import free_port, spawn
 
 B, V, K = 8, 6, 4
@@ -263,6 +271,43 @@ def test_mistakes_are_named():
         TotalLoss(LossConfig(weather=-0.1))
     with pytest.raises(UserError, match="view_supervision"):
         TotalLoss(LossConfig(view_supervision=1.5))
+
+
+FOUR = (0.40, 0.25, 0.15, 0.20)
+NAMES = ("focal", "consistency", "weather", "segmentation")
+
+
+@pytest.mark.parametrize("weights", [FOUR, list(FOUR), dict(zip(NAMES, FOUR, strict=True))])
+def test_four_weights_are_the_sum_of_the_four_single_losses_and_nothing_else(weights):
+    out, t = outputs(torch.float64), targets()
+    counted = TotalLoss(weights)(out, t)[0]  # from tensors, whose weights are fp32
+    batch = torch.arange(B)[:, None]
+    valid = out.view_mask[:, :, None] & t.masks_valid[:, None]
+    by_hand = (
+        0.40 * FocalLoss(2.0, None, 0.1)(out.logits, t.label)
+        + 0.25 * ViewConsistencyLoss()(out.view_logits, out.view_mask)
+        + 0.15 * WeatherLoss()(out.weather_logits, t.weather)
+        + 0.20 * SegmentationLoss()(out.seg_logits, t.masks[batch, out.kept], valid)
+    )
+    t.counts = Counts(float(B), float(B), float((out.view_mask.sum(1) >= 2).sum()), float(valid.sum()))
+    torch.testing.assert_close(TotalLoss(weights)(out, t)[0], by_hand, rtol=1e-14, atol=0)
+    torch.testing.assert_close(counted, by_hand, rtol=3e-7, atol=0)
+
+
+def test_without_weights_the_defaults_count():
+    assert TotalLoss().config == LossConfig()
+    assert torch.equal(TotalLoss()(outputs(), targets())[0], TotalLoss(weights=LossConfig())(outputs(), targets())[0])
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(0.4, 0.25, 0.15), 0.4, "four", {"focal": 1.0}, dict.fromkeys((*NAMES, "balance"), 0.1), (0.4, 0.25, 0.15, -1),
+     (0.4, 0.25, float("nan"), 0.2), (0.4, 0.25, "x", 0.2), (0.4, 0.25, float("inf"), 0.2)],
+)  # fmt: skip
+def test_other_weights_are_refused_in_one_line(weights):
+    with pytest.raises(UserError, match=r"give (a LossConfig, or the four of focal|a weight >= 0)") as error:
+        TotalLoss(weights)
+    assert "\n" not in str(error.value)
 
 
 def test_masks_tell_the_view_head_which_views_show_roadwork() -> None:
