@@ -6,15 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from roadwork.config_ranges import (
-    OPTIMIZER,
-    TRAINING,
-    check_augment,
-    check_loss,
-    check_model,
-    check_section,
-    check_values,
-)
+from roadwork.config_ranges import SECTIONS, check_augment, check_loss, check_model, check_section, check_values
 from roadwork.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,8 +84,8 @@ def validate(config: Config) -> None:
     unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
     if unknown:
         raise UserError(f"model.metadata_fields has {sorted(unknown)}; allowed: gps, weather, daytime, scene, text")
-    check_section("optimizer", config.optimizer, OPTIMIZER)
-    check_section("training", training, TRAINING)
+    for section, ranges in SECTIONS.items():
+        check_section(section, getattr(config, section), ranges)
     check_values(config)
 
 

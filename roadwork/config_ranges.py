@@ -42,6 +42,7 @@ BELOW_ONE = Range("a number in [0, 1)", high=math.nextafter(1, 0))
 ABOVE_ZERO = Range("a number > 0", above=True)
 _COUNT = Range("at least 1", low=1)
 _STEPS = Range("optimizer steps >= 0")
+_NONE_OR_MORE = Range("0 or more")
 _DEGREES = Range("degrees in [0, 180]", high=180)
 _STRENGTH = Range("a strength in [0, 10]", high=10)
 _PIXELS = Range("pixels of a 512 px view in [0, 512]", high=512)
@@ -68,7 +69,20 @@ TRAINING = {
     "warmup_steps": _STEPS,
     "grad_clip": Range("a norm >= 0 (0: no clipping)"),
     "ema_decay": BELOW_ONE,
+    "patience": _NONE_OR_MORE,
+    "image_every_steps": _STEPS,
 }
+DATA = {"workers": _NONE_OR_MORE, "prefetch": _COUNT, "bad_sample_budget": SHARE, "cache_gib": ABOVE_ZERO}
+ENGINE = {"timeout_s": ABOVE_ZERO, "threads": _NONE_OR_MORE}
+SECTIONS = {
+    "data": DATA,
+    "optimizer": OPTIMIZER,
+    "training": TRAINING,
+    "engine": ENGINE,
+    "predict": {"batch": _COUNT},
+    "pipeline": {"processes": _NONE_OR_MORE},
+}
+"""Of the options that no class checks by itself."""
 AUGMENT = {
     "probability_scale": FACTOR,
     "magnitude_scale": Range("a factor in [0, 10]", high=10),

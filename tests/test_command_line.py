@@ -19,6 +19,7 @@ from roadwork.config_ranges import WIDEST_SIGMA, check_model
 from roadwork.data.augment import Augment
 from roadwork.errors import UserError
 from roadwork.inference.options import ExportOptions, ServiceOptions, check_service
+from roadwork.models import RoadworkDetector
 
 
 def changed(path: str, value: object) -> Config:
@@ -96,7 +97,15 @@ def test_impossible_values_are_refused_by_name(path: str, value: object, words: 
         ("loss.focal=.nan", "loss.focal is nan; give a weight >= 0"),
         ("optimizer.betas=[0.9,1]", "optimizer.betas is 1.0; give a number in [0, 1)"),
         ("training.ema_decay=2", "training.ema_decay is 2.0; give a number in [0, 1)"),
-        ("data.cache_gib=.nan", "data.cache_gib is nan; give a number"),
+        ("data.cache_gib=.nan", "data.cache_gib is nan; give a number > 0"),
+        ("data.workers=-1", "data.workers is -1; give 0 or more"),
+        ("data.prefetch=0", "data.prefetch is 0; give at least 1"),
+        ("data.bad_sample_budget=2", "data.bad_sample_budget is 2.0; give a share in [0, 1]"),
+        ("predict.batch=0", "predict.batch is 0; give at least 1"),
+        ("training.patience=-1", "training.patience is -1; give 0 or more"),
+        ("engine.timeout_s=0", "engine.timeout_s is 0.0; give a number > 0"),
+        ("engine.threads=-1", "engine.threads is -1; give 0 or more"),
+        ("pipeline.processes=-1", "pipeline.processes is -1; give 0 or more"),
     ],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused_as_they_are_read(option: str, line: str) -> None:
@@ -110,7 +119,7 @@ def test_a_choice_from_python_is_held_to_the_same_words() -> None:
     with pytest.raises(
         UserError, match="model.compile_mode is 'fast'; allowed: default, reduce-overhead, max-autotune"
     ):
-        check_model(ModelConfig(compile_mode="fast"))  # type: ignore[arg-type]
+        RoadworkDetector(ModelConfig(compile_mode="fast"), 64)  # type: ignore[arg-type]
 
 
 def test_the_widest_blur_counts_with_the_scale_and_fits_any_view() -> None:

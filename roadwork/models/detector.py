@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadwork.config import ModelConfig
+from roadwork.config_ranges import check_model
 from roadwork.data.views import MAX_VIEWS, check_view_size
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone, compile_block
@@ -62,8 +63,7 @@ class RoadworkDetector(Saved, nn.Module):
 
     def __init__(self, config: ModelConfig, view_size: int, recipe: Recipe | None = None) -> None:
         super().__init__()
-        if config.attention not in ATTENTION_BACKENDS:
-            raise UserError(f"model.attention is {config.attention!r}; allowed: {', '.join(ATTENTION_BACKENDS)}")
+        check_model(config)
         name = resolve_backbone(config.backbone)
         self.config = config = dataclasses.replace(config, backbone=name)
         self.view_size, self.compiled = check_view_size(view_size), ""

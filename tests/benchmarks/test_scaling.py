@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import scaling
+from benchmarks import scaling, scaling_real
 
+OPENING = {
+    "held_bytes_per_photo": 200,
+    "most_bytes_per_photo": 300,
+    "file_bytes_per_photo": 130,
+    "seconds_per_photo": 2e-6,
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +33,36 @@ def test_formulas_are_what_real_processes_showed():
         assert all(value == pytest.approx(1, abs=0.01) for name, value in line.items() if name != "processes"), line
 
 
+def test_the_simulated_cache_is_what_real_processes_fetched():
+    found = [scaling.read_agreement(real) for real in json.loads(scaling.MEASURED.read_text())["real_reads"]]
+    assert [(line["processes"], bool(line["window"])) for line in found] == [
+        (n, windowed) for windowed in (False, True) for n in scaling_real.PROCESSES
+    ]
+    for line in found:
+        assert line["fetched"] == pytest.approx(1, abs=0.05), line
+
+
+def test_starts_take_the_time_of_the_bytes_that_are_read_before():
+    """Storage was slow there: what a process does beside waiting for it is small."""
+    for line in json.loads(scaling.MEASURED.read_text())["real_starts"]:
+        for name in ("opening_s", "first_wait_s"):
+            assert 0.9 * line[f"expected_{name}"] < line[name] < 1.5 * line[f"expected_{name}"], line
+
+
+def test_real_processes_fetch_what_the_simulation_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling_real, "STEPS", 4)
+    monkeypatch.setattr(scaling_real, "CACHED", 6)
+    shards, many = tmp_path / "shards", 10_000
+    scaling_real.build_shards(shards, 64, 64, "--samples-per-shard", str(scaling_real.PER_SHARD))
+    found = scaling.read_agreement(scaling_real.reads(2, shards, tmp_path / "reads", 0))
+    assert found["fetched"] == pytest.approx(1, abs=0.15)
+    scaling_real.repeated(shards, tmp_path / "many", many)
+    opening = scaling_real.opening(tmp_path / "many", many)
+    assert (
+        100 < opening["file_bytes_per_photo"] < opening["held_bytes_per_photo"] < opening["most_bytes_per_photo"] < 1000
+    )
+
+
 def test_bytes_on_the_wire_are_those_of_a_ring():
     given = {"all_reduce": 800, "all_gather": 100}
     assert scaling.on_the_wire(given, 1) == 0
@@ -41,9 +77,9 @@ def test_the_cache_drops_the_least_recently_used():
 
 
 def test_a_data_set_within_the_cache_is_fetched_once_and_a_large_one_never_hits():
-    small = scaling.data_plane(50_000, 8, 600_000, 240)
+    small = scaling.data_plane(50_000, 8, 600_000, OPENING)
     assert small["cache_shards"] >= small["shards"] and small["cache_hits"] > 0.9
-    large = scaling.data_plane(10**8, 8, 600_000, 240)
+    large = scaling.data_plane(10**8, 8, 600_000, OPENING)
     assert large["cache_hits"] < 0.01 and large["remote_bytes_per_photo"] > 100 * large["local_bytes_per_photo"]
 
 
@@ -87,7 +123,7 @@ def test_every_backbone_of_the_configurations_is_on_the_page():
 
 
 def test_windows_fetch_less_than_the_exact_order():
-    row = scaling.data_plane(10**7, 1024, 600_000, 240)
+    row = scaling.data_plane(10**7, 1024, 600_000, OPENING)
     default, small = (row[f"remote_bytes_per_photo_{window}"] for window in scaling.WINDOWS)
     assert small < default < 0.5 * row["remote_bytes_per_photo"]
 
