@@ -70,7 +70,7 @@ CLAIMS: tuple[Claim, ...] = (
     _training("view_labels", "view labels from the masks", "", "no_view_labels", "costs nothing"),
     _training("balance", "experts' load-balance term", "", "no_balance", "without it experts may starve"),
     Claim("pruning", "pruning to two thirds of the views; a cost is negative", "", Side("pruning", NETWORK),
-          Side(BASE, NETWORK), "it is there for speed",
+          Side(BASE, NETWORK), "it saves time with large backbones; the demo's small one does without it",
           "in the demo's configuration; the default keeps two thirds, for the time that large backbones take"),
     Claim("dora", "one DoRA fold over the network that it started from", "+2 to +4 %",
           Side(BASE, FOLDS), Side(BASE, NETWORK), PER_RUN),

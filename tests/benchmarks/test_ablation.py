@@ -8,6 +8,7 @@ import yaml
 
 from benchmarks import ablation
 from benchmarks.ablation_variants import BASE, CLAIMS, ENSEMBLE, FOLDS, NETWORK, TTA, VARIANTS
+from benchmarks.results import newest
 from roadwork.command_line import parse
 from roadwork.config import to_dict
 
@@ -80,6 +81,13 @@ def test_answers_of_another_demo_or_another_variant_are_refused(tmp_path, monkey
     monkeypatch.setitem(VARIANTS, "no_ema", ("--training.ema_decay=0.5",))
     with pytest.raises(SystemExit, match="another options.*--out"):
         ablation.Ablation(tmp_path, SIZE).answers("no_ema", 0)
+
+
+def test_the_committed_result_is_of_the_present_demo_and_variants():
+    """A default that follows the evidence of other networks follows nothing."""
+    figures = newest()["ablation"]["figures"]
+    assert figures["demo"] == json.loads(json.dumps(ablation.demo_options())), "run the ablation again"
+    assert {row["name"] for row in figures["rows"]} == {claim.name for claim in CLAIMS}
 
 
 def test_nothing_is_chosen_on_the_photos_that_the_demo_is_judged_by():
