@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("roadwork", "shards", "launch", "benchmarks")
-PART_OF = {"config_checks": "config"}
+PART_OF = {"config_checks": "config", "config_ranges": "config"}
 """Modules that are one subject with another: they are named by its name."""
 
 

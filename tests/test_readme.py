@@ -112,7 +112,8 @@ def test_one_gpu_and_one_node_train_as_they_are_written(
     words = command(f"launch/pretrain.py --run.dir runs/{name} ", given | {f"runs/{name}": str(tmp_path)})
     words[words.index("--num_processes") + 1] = str(processes)
     words.insert(words.index("--config_file"), f"--main_process_port={free_port()}")
-    assert "pretrain finished at step 1 of 1. best" in run([*words, *SMALL])
+    said = run([*words, *SMALL])
+    assert "pretrain finished at step 1 of 1\n" in said and "best weights: " in said
     (line,) = Path(tmp_path, "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["samples_seen"] == batch and len(list(tmp_path.glob("ranks/*.json"))) == processes
 

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roadwork.data.record import WEATHER
 from roadwork.losses.focal import IGNORE, check_labels
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
+
+CLASSES = 8
+"""Kinds of weather that the data set knows."""
 
 
 class WeatherLoss(nn.Module):
@@ -28,7 +30,7 @@ class WeatherLoss(nn.Module):
         Raises:
             ValueError: other shapes, or labels that are no class (as `check_labels`).
         """
-        if logits.dim() != 2 or logits.shape[1] != len(WEATHER) or target.shape != logits.shape[:1]:
+        if logits.dim() != 2 or logits.shape[1] != CLASSES or target.shape != logits.shape[:1]:
             raise ValueError(
                 f"weather loss needs logits [B, 8] and target [B], got {list(logits.shape)} and {list(target.shape)}"
             )

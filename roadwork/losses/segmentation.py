@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roadwork.data.record import MASK_CLASSES
 from roadwork.losses.masked import Number, hide, masked_mean, upcast
+
+CLASSES = 6
+"""Classes of objects that masks show."""
 
 
 def coverage(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -57,10 +59,10 @@ class SegmentationLoss(nn.Module):
         Raises:
             ValueError: other shapes, or a `valid` that is not bool.
         """
-        sizes = (*logits.shape[:2], len(MASK_CLASSES))
+        sizes = (*logits.shape[:2], CLASSES)
         if not (logits.dim() == target.dim() == 5) or not (logits.shape[:3] == target.shape[:3] == sizes):
             raise ValueError(
-                f"segmentation loss needs logits [B, V, C, h, w] and target [B, V, C, H, W], C = {len(MASK_CLASSES)}, "
+                f"segmentation loss needs logits [B, V, C, h, w] and target [B, V, C, H, W], C = {CLASSES}, "
                 f"got {list(logits.shape)} and {list(target.shape)}"
             )
         if valid is None:

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from roadwork.losses import WeatherLoss
+from roadwork.data.record import MASK_CLASSES, WEATHER
+from roadwork.losses import WeatherLoss, auxiliary, segmentation
 
 
 def test_nulls_are_ignored_as_cross_entropy_ignores_them():
@@ -35,3 +36,7 @@ def test_wrong_shapes_are_named():
 def test_a_label_that_is_no_weather_is_named(wrong: int) -> None:
     with pytest.raises(ValueError, match=f"weather loss got the label {wrong}; allowed: 0 to 7, and -100"):
         WeatherLoss()(torch.zeros(2, 8), torch.tensor([1, wrong]))
+
+
+def test_losses_and_records_know_the_same_classes():
+    assert (len(WEATHER), len(MASK_CLASSES)) == (auxiliary.CLASSES, segmentation.CLASSES)

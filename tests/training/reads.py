@@ -16,10 +16,10 @@ READS = {
 }  # fmt: skip
 ON_THE_HOST = {
     "loop.py optimizer_step",  # weights of the batch before it goes to the device
-    "augment.py forward", "augment.py _last", "augment.py _one_by_one",  # positions, epochs, the view mask
-    "slots.py of",  # the view mask
+    "augment.py forward", "augment.py _one_by_one",  # positions, epochs, the view mask
+    "slots.py of", "slots.py full",  # the view mask
     # checks that are left out where the values are on a GPU:
-    "augment.py <genexpr>", "detector.py <genexpr>", "detector.py _check_boxes", "focal.py check_labels",
+    "augment_checks.py <genexpr>", "detector.py _check_range", "detector.py _check_boxes", "focal.py check_labels",
     "metadata.py _encode",
     "liveness.py anywhere",  # the vote, over gloo
     "gradients.py _check", "utils.py is_invalid_grad_norm", "loop.py _record",  # the norm, once it was read
