@@ -36,6 +36,7 @@ NOT_BENCHMARKS = {
     "photographs",
     "photograph_set",
     "scaling_probe",
+    "scaling_real",
     "step_parts",
 }
 """Modules of this folder without a figure of their own, and one that needs photographs of yours."""

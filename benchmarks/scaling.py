@@ -1,11 +1,11 @@
-"""Scale on paper and in simulation: `python -m benchmarks.scaling [--json]`, and `--measure` for what real processes show.
+"""Scale on paper and in simulation: `python -m benchmarks.scaling [--json]`.
 
 Nothing here is timed: the same figures come out everywhere. The order of 10^9 photos is the real one (`EpochOrder`, over
-whole shards of equal weight), the cache is a least-recently-used one as `ShardCache` is, bytes are counted by formulas
-that `--measure` compares with 1, 2 and 4 real processes on a tiny network. Speeds of disks and wires are ASSUMED and
-stand in `ASSUMED`; the speed of a GPU is that of the newest GPU result of `benchmarks.train_step`, and while there is none
-a prototype's, which stands in scaling_measured.json with its origin. The last line is one JSON object;
-`python docs/generate_scaling.py` writes docs/scaling.md from it.
+whole shards of equal weight), the cache is a least-recently-used one as `ShardCache` is, bytes are counted by formulas.
+What 1, 2 and 4 real processes show beside them stands in scaling_measured.json (`python -m benchmarks.scaling_real`
+writes it). Speeds of disks and wires are ASSUMED and stand in `ASSUMED`; the speed of a GPU is that of the newest GPU
+result of `benchmarks.train_step`, and while there is none a prototype's, which stands in the same file with its origin.
+The last line is one JSON object; `python docs/generate_scaling.py` writes docs/scaling.md from it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -57,6 +55,7 @@ ASSUMED = {
     "wire within a node, GB/s per GPU": 450.0,
     "latency of one hop of a ring, microseconds": 5.0,
     "shared storage, GB/s per node": 2.0,
+    "one look at a file of shared storage, microseconds": 200.0,
     "disk of rank 0, GB/s": 2.0,
     "memory of a node, GiB": 1024.0,
     "cache of a node, GiB": 50.0,
@@ -67,13 +66,18 @@ ASSUMED = {
 # --- data plane -------------------------------------------------------------------------------------------------------
 
 
-def data_plane(photos: int, processes: int, photo_bytes: float, index_bytes: float) -> dict[str, float]:
-    """Reads, cache and memory of one node of a run over so many photos, simulated with the real order."""
+def data_plane(photos: int, processes: int, photo_bytes: float, opening: dict[str, float]) -> dict[str, float]:
+    """Reads, cache and memory of one node of a run over so many photos, simulated with the real order.
+
+    opening: what one photo costs a process that opens its row of the index (`benchmarks.scaling_real.opening`).
+    """
     shards = -(-photos // PER_SHARD)
     table = cumulative_table(np.random.default_rng(0).choice([5.0, 2.5, 1.0, 0.3], shards))
     shard_bytes = PER_SHARD * photo_bytes
     capacity = int(ASSUMED["cache of a node, GiB"] * GIB / shard_bytes)
-    batch, reads = PHOTOS_PER_PROCESS * processes, positions_of_a_node(photos, processes)
+    batch = PHOTOS_PER_PROCESS * processes
+    steps, ranks = min(STEPS, photos // batch), min(NODE, processes)
+    reads = positions_of_a_node(ranks, processes, MICRO_BATCH, MICRO_STEPS, steps)
 
     def order(window: int | None) -> EpochOrder:
         windows = Windows(np.arange(shards + 1), window) if window else None
@@ -82,7 +86,7 @@ def data_plane(photos: int, processes: int, photo_bytes: float, index_bytes: flo
     def hits(window: int | None) -> float:
         return cache_hits(order(window).at(reads).tolist(), capacity)
 
-    exact, first = hits(None), order(None).at(reads[: min(NODE, processes) * MICRO_BATCH])
+    exact, first = hits(None), order(None).at(reads[: ranks * MICRO_BATCH])
     windowed = {window: hits(window) for window in WINDOWS}
     storage = ASSUMED["shared storage, GB/s per node"] * 1e9
     return {
@@ -96,18 +100,21 @@ def data_plane(photos: int, processes: int, photo_bytes: float, index_bytes: flo
         **{f"remote_bytes_per_photo_{window}": (1 - share) * shard_bytes for window, share in windowed.items()},
         "local_bytes_per_photo": photo_bytes,
         "table_gib": 8 * photos / GIB,
-        "index_gib_per_process": index_bytes * photos / GIB,
-        "index_gib_per_node": NODE * index_bytes * photos / GIB,
-        "index_read_s": index_bytes * photos * NODE / storage,
+        "index_gib_per_process": opening["held_bytes_per_photo"] * photos / GIB,
+        "index_gib_per_node": NODE * opening["held_bytes_per_photo"] * photos / GIB,
+        "opening_gib_per_node": NODE * opening["most_bytes_per_photo"] * photos / GIB,
+        "index_read_s": opening["file_bytes_per_photo"] * photos * NODE / storage,
+        "opening_s": opening["seconds_per_photo"] * photos,
+        "looks_s": shards * ASSUMED["one look at a file of shared storage, microseconds"] * 1e-6,
         "first_shards_s": len(np.unique(first)) * shard_bytes / storage,
     }
 
 
-def positions_of_a_node(photos: int, processes: int) -> Ints:
-    """Positions int64 [reads] that the first node reads in STEPS steps, or in the epoch, in the loader's order."""
-    step, node = PHOTOS_PER_PROCESS * processes, np.arange(min(NODE, processes) * MICRO_BATCH)
-    begins = np.arange(min(STEPS, photos // step))[:, None, None] * step
-    return (begins + np.arange(MICRO_STEPS)[:, None] * MICRO_BATCH * processes + node).ravel()
+def positions_of_a_node(ranks: int, processes: int, micro_batch: int, micro_steps: int, steps: int) -> Ints:
+    """Positions int64 [reads] that the first ranks of so many processes read in so many steps, in the loader's order."""
+    micro = micro_batch * processes
+    begins = np.arange(steps * micro_steps)[:, None] * micro
+    return (begins + np.arange(ranks * micro_batch)).ravel()
 
 
 def cache_hits(reads: list[int], capacity: int) -> float:
@@ -226,65 +233,7 @@ def memory(name: str) -> dict[str, Any]:
     }
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------
-
-TINY = [
-    "--model.backbone=test_vit", "--model.weights=random", "--model.hidden_dim=32", "--model.num_layers=1",
-    "--model.num_heads=4", "--model.num_kv_heads=2", "--model.expert_dim=32", "--model.segmentation_size=8",
-    "--model.prune_after=1", "--data.workers=0", "--training.global_batch=8", "--training.micro_batch=1",
-    "--training.max_steps=1", "--training.image_every_steps=0", "--monitoring.console=false",
-]  # fmt: skip
-"""A detector with random weights for real processes on two cores."""
-
-
-def build_shards(out: Path, photos: int, view_size: int) -> dict[str, float]:
-    """Real shards of the embedded benchmark: bytes of a photo's views, and of its row of the index in memory."""
-    from roadwork.data.index import ShardIndex
-
-    words = ["--source", f"street:{photos}", "--out", str(out), "--view-size", str(view_size)]
-    subprocess.run([sys.executable, "-m", "shards.build", *words], cwd=ROOT, check=True, stdout=sys.stderr)
-    index = ShardIndex.open(out, "train")
-    columns = [value for value in vars(index).values() if isinstance(value, np.ndarray) and len(value) == len(index)]
-    return {
-        "view_size": view_size,
-        "photo_bytes": round(float(index.views_size.mean())),
-        "index_bytes": round(sum(column.nbytes for column in columns) / len(index), 1),
-    }
-
-
-def probe(processes: int, shards: Path, folder: Path) -> dict[str, Any]:
-    """One optimizer step on real processes: bytes sent and held by each rank, bytes of the checkpoint."""
-    stem, run = folder / f"world-{processes}", folder / f"run-{processes}"
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-    launcher += ["--main_process_port", "0"]  # any free one
-    words = [*launcher, "--num_processes", str(processes), "benchmarks/scaling_probe.py", str(stem)]
-    options = [f"--run.dir={run}", f"--data.shards={shards}", *TINY]
-    subprocess.run([sys.executable, *words, *options], cwd=ROOT, check=True, stdout=sys.stderr)
-    return read_probe(processes, stem, run)
-
-
-def read_probe(processes: int, stem: Path, run: Path) -> dict[str, Any]:
-    """What the ranks of one probe wrote."""
-    ranks = [json.loads(Path(f"{stem}-{rank}.json").read_text()) for rank in range(processes)]
-    (newest,) = (run / "checkpoints").glob("step-*")
-    return {
-        "processes": processes,
-        "parameters": ranks[0]["parameters"],
-        "micro_steps": ranks[0]["micro_steps"],
-        "sent": ranks[0]["sent"],
-        "held_most": {name: max(rank["held"][name] for rank in ranks) for name in ranks[0]["held"]},
-        "held_sum": {name: sum(rank["held"][name] for rank in ranks) for name in ranks[0]["held"]},
-        "checkpoint_bytes": sum(path.stat().st_size for path in newest.glob("*.safetensors")),
-    }
-
-
-def measure(folder: Path) -> dict[str, Any]:
-    """Everything of scaling_measured.json but the GPU's step, which stays as it is."""
-    stored: dict[str, Any] = json.loads(MEASURED.read_text())
-    stored["photos"] = build_shards(folder / "large", 24, 512)
-    build_shards(folder / "small", 40, 64)
-    stored["real_processes"] = [probe(n, folder / "small", folder) for n in (1, 2, 4)]
-    return stored
+# --- against real processes ---------------------------------------------------------------------------------------------
 
 
 def agreement(found: dict[str, Any]) -> dict[str, float]:
@@ -302,34 +251,45 @@ def agreement(found: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def read_agreement(found: dict[str, Any]) -> dict[str, float]:
+    """What real processes fetched beside the simulation: shares of reads that found their shard, and bytes over bytes."""
+    counted = found["fetched_bytes"] / (found["photos_read"] * found["shard_bytes"])
+    return {
+        "processes": found["processes"],
+        "window": found["window"],
+        "hits_simulated": found["simulated_hits"],
+        "hits_counted": 1 - counted,
+        "fetched": found["fetched_bytes"] / found["simulated_bytes"],
+        "computing_s": found["computing_s"],
+    }
+
+
 def figures() -> dict[str, Any]:
     """All that docs/scaling.md says."""
     measured = json.loads(MEASURED.read_text())
-    photo, step = measured["photos"], gpu_step(measured["gpu_step"])
+    photo, step = measured["photos"]["bytes"], gpu_step(measured["gpu_step"])
     return {
         "benchmark": "scaling",
         "assumed": ASSUMED,
         "measured": measured | {"gpu_step": step},
         "bucket_elements": bucket_elements(),
-        "data_plane": [data_plane(n, 1024, photo["photo_bytes"], photo["index_bytes"]) for n in PHOTOS],
+        "data_plane": [data_plane(n, 1024, photo, measured["opening"]) for n in PHOTOS],
         "steps": [step_of(gpus, step) for gpus in GPUS],
         "memory": [memory(name) for name in BACKBONES],
         "agreement": [agreement(found) for found in measured["real_processes"]],
+        "reads": [read_agreement(found) for found in measured["real_reads"]],
+        "starts": measured["real_starts"],
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print every figure; with --measure, first count again on real processes and keep what they show."""
+    """Print every figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    parser.add_argument("--measure", action="store_true", help="count bytes on 1, 2 and 4 real processes first")
     options = parser.parse_args(argv)
-    if options.measure:
-        with tempfile.TemporaryDirectory() as folder:
-            MEASURED.write_text(json.dumps(measure(Path(folder)), indent=1) + "\n")
     found = figures()
     if not options.json:
-        for name in ("data_plane", "steps", "memory", "agreement"):
+        for name in ("data_plane", "steps", "memory", "agreement", "reads", "starts"):
             for line in found[name]:
                 print(name, json.dumps(line))
     print(json.dumps(found))

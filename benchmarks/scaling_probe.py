@@ -1,26 +1,36 @@
-"""What one real process of a run sends and holds; started by `python -m benchmarks.scaling --measure` under the launcher.
+"""What one real process of a run sends, holds and waits for; started by `benchmarks.scaling_real` under the launcher.
 
-Trains like launch/pretrain.py and writes STEM-RANK.json: bytes given to each collective in the last optimizer step, and
-bytes of weights, masters, moments and average on this rank. argv[1] is STEM, the rest are options of pre-training.
+Trains like launch/pretrain.py and writes STEM-RANK.json: bytes given to each collective in the last optimizer step,
+bytes of weights, masters, moments and average on this rank, seconds for opening the shards and for the first batch, and
+what was fetched through `slow://FOLDER`. argv[1] is STEM, the rest are options of pre-training.
 """
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
+import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 import torch.distributed as dist
 
 import roadwork.training.pretrain as stage
 from roadwork.command_line import parse
 from roadwork.data.batch import Batch
+from roadwork.training import parts
 from roadwork.training.loop import Trainer
 
 SENT: Counter[str] = Counter()
+SECONDS: dict[str, float] = {}
+FETCHED: list[tuple[str, int]] = []
 COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather", "broadcast")
 
 
@@ -36,15 +46,37 @@ def counted(name: str) -> Any:
     return call
 
 
+class SlowFiles(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """Files of this machine at SLOW_BYTES_PER_S bytes per second for all processes that share SLOW_LOCK, noted."""
+
+    protocol = "slow"
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BytesIO:
+        data = Path(path).read_bytes()
+        FETCHED.append((Path(path).name, len(data)))
+        with open(os.environ["SLOW_LOCK"], "w") as wire:
+            fcntl.flock(wire, fcntl.LOCK_EX)
+            time.sleep(len(data) / float(os.environ["SLOW_BYTES_PER_S"]))
+        return io.BytesIO(data)
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Of a file: name, bytes, kind."""
+        return {"name": path, "size": os.stat(path).st_size, "type": "file"}
+
+
 class Watched(Trainer):
-    """Notes what the last optimizer step sent, and what this rank holds after it."""
+    """Notes what the last optimizer step sent, what this rank holds after it, and how long the first batch took."""
 
     def optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], bool]:
         """As Trainer's, between two looks at the counters."""
         SENT.clear()
-        done = super().optimizer_step(step, batches)
+        done = super().optimizer_step(step, map(self._noted, batches))
         self.seen = dict(SENT)
         return done
+
+    def _noted(self, batch: Batch) -> Batch:
+        SECONDS.setdefault("first_wait_s", batch.wait_s)
+        return batch
 
     def _finish(self) -> None:
         held = {
@@ -56,8 +88,17 @@ class Watched(Trainer):
         super()._finish()
         parameters = sum(p.numel() for p in self.masters.parameters.values())
         found = {"parameters": parameters, "micro_steps": self.micro_steps, "sent": self.seen, "held": held}
+        found |= {"fetched": FETCHED, **SECONDS}
         with open(f"{sys.argv[1]}-{self.engine.rank}.json", "w") as file:
             json.dump(found, file)
+
+
+def opened(*words: Any) -> Any:
+    """The stage's own `build_data`, timed."""
+    began = time.perf_counter()
+    data = parts.build_data(*words)
+    SECONDS["opening_s"] = time.perf_counter() - began
+    return data
 
 
 def size_of(tensors: Any) -> int:
@@ -69,7 +110,8 @@ def main() -> None:
     """Count, train, write."""
     for name in COLLECTIVES:
         setattr(dist, name, counted(name))
-    vars(stage)["Trainer"] = Watched  # what the stage makes by this name
+    fsspec.register_implementation("slow", SlowFiles)
+    vars(stage).update(Trainer=Watched, build_data=opened)  # what the stage calls by these names
     stage.pretrain(parse("pretrain", sys.argv[2:]).config)
 
 

@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "scaling.md"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import scaling  # noqa: E402 - the repository is put on the path above
+from benchmarks import scaling_real as real  # noqa: E402
 from benchmarks.results import newest  # noqa: E402
 from docs.generated_page import write_or_check  # noqa: E402
 
@@ -25,7 +26,7 @@ HEAD = """# Scale
 
 What happens to this trainer at 10^9 photos and 1,024 processes, on paper and in simulation. Nobody has run it at that size.
 The order is the real one, asked for the positions of that run.
-Bytes follow formulas that the last section compares with real processes.
+Reads, bytes and times follow a simulation and formulas that the last section compares with real processes.
 Speeds of wires and disks are assumed:
 """
 
@@ -50,54 +51,35 @@ def table(head: list[str], rows: list[list[Any]]) -> Iterator[str]:
 
 def data_plane(found: dict[str, Any]) -> Iterator[str]:
     """Order, index and cache."""
-    photo, rows = found["measured"]["photos"], found["data_plane"]
+    photo, opening, rows = found["measured"]["photos"], found["measured"]["opening"], found["data_plane"]
     yield "## Order, index and cache, 1,024 processes on 128 nodes\n"
     yield (
-        f"A photo's views at {photo['view_size']} px are {number(photo['photo_bytes'])} bytes and its row of the index "
-        f"{photo['index_bytes']:g} bytes in memory, counted on shards of the embedded benchmark; {scaling.PER_SHARD} "
-        f"photos a shard, {scaling.PHOTOS_PER_PROCESS} photos per process and step, {scaling.STEPS} steps.\n"
+        f"A photo's views at {photo['view_size']} px are {number(photo['bytes'])} bytes, counted on shards of the embedded "
+        f"benchmark; {scaling.PER_SHARD} photos a shard, {scaling.PHOTOS_PER_PROCESS} photos per process and step, "
+        f"{scaling.STEPS} steps.\n"
     )
     yield from _reads(rows)
+    yield from _first_batch(opening, rows)
     yield from _data_breaks(photo, rows[-1])
+
+
+def _columns(rows: list[dict[str, Any]], names: dict[str, str]) -> Iterator[str]:
+    """A table of some keys of the data plane's rows under words of their own."""
+    yield from table(list(names.values()), [[row[key] for key in names] for row in rows])
 
 
 def _reads(rows: list[dict[str, Any]]) -> Iterator[str]:
     """What is read in the exact order, and in the windowed one."""
-    yield from table(
-        [
-            "photos",
-            "shards",
-            "reads per shard that a step touches",
-            "cache hits on a node",
-            "bytes per photo, remote",
-            "bytes per photo, local",
-            "table of the order, GiB",
-            "index per process, GiB",
-            "index per node, GiB",
-            "reading the index, s",
-            "first shards, s",
-        ],
-        [
-            [
-                r["photos"],
-                r["shards"],
-                r["reads_per_touched_shard"],
-                r["cache_hits"],
-                r["remote_bytes_per_photo"],
-                r["local_bytes_per_photo"],
-                r["table_gib"],
-                r["index_gib_per_process"],
-                r["index_gib_per_node"],
-                r["index_read_s"],
-                r["first_shards_s"],
-            ]
-            for r in rows
-        ],
-    )
-    yield (
-        "Before the first batch a node's processes read their index and the shards of their first photos from shared "
-        "storage, the last two columns; mapping the order's table and decoding one micro-batch come on top and do not grow "
-        "with the data set.\n"
+    yield from _columns(
+        rows,
+        {
+            "photos": "photos",
+            "shards": "shards",
+            "reads_per_touched_shard": "reads per shard that a step touches",
+            "cache_hits": "cache hits on a node",
+            "remote_bytes_per_photo": "bytes per photo, remote",
+            "local_bytes_per_photo": "bytes per photo, local",
+        },
     )
     yield (
         "The same reads with `data.order=windowed`, in windows of so many photos. The nodes share each window, so a large "
@@ -110,11 +92,42 @@ def _reads(rows: list[dict[str, Any]]) -> Iterator[str]:
     )  # fmt: skip
 
 
+def _first_batch(opening: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Memory, and what stands before the first batch."""
+    yield "### Memory, and the time to the first batch\n"
+    yield (
+        f"On an index of {opening['photos']:,} photos, each row costs a process {opening['held_bytes_per_photo']:.0f} bytes "
+        f"that it keeps, {opening['most_bytes_per_photo']:.0f} while it opens the index, and "
+        f"{1e6 * opening['seconds_per_photo']:.2g} microseconds on one core: its hash, its columns, the name of the stream, "
+        "the losses' counts and, at a run's first start, the table of the order, which is mapped afterwards. The index file "
+        f"has {opening['file_bytes_per_photo']:.0f} bytes per photo.\n"
+    )
+    yield from _columns(
+        rows,
+        {
+            "photos": "photos",
+            "table_gib": "table of the order, GiB",
+            "index_gib_per_process": "index per process, GiB",
+            "index_gib_per_node": "per node",
+            "opening_gib_per_node": "per node while opening",
+            "index_read_s": "reading the index, s",
+            "opening_s": "opening it, s",
+            "looks_s": "looking at each shard, s",
+            "first_shards_s": "first shards, s",
+        },
+    )
+    yield (
+        "Before the first batch a node's processes read their index from shared storage, open it, look at each shard's size "
+        "where shards lie in a folder (not behind a URL), and fetch the shards of their first photos where they lie behind "
+        "one. Decoding one micro-batch comes on top.\n"
+    )
+
+
 def _data_breaks(photo: dict[str, Any], last: dict[str, Any]) -> Iterator[str]:
     """Where the data plane breaks first; last: the row of the largest data set."""
-    memory = scaling.ASSUMED["memory of a node, GiB"] * scaling.GIB
-    most = memory / (scaling.NODE * photo["index_bytes"])
-    fits = scaling.ASSUMED["cache of a node, GiB"] * scaling.GIB / photo["photo_bytes"]
+    memory, photos = scaling.ASSUMED["memory of a node, GiB"], last["photos"]
+    most = memory / last["opening_gib_per_node"] * photos
+    fits = scaling.ASSUMED["cache of a node, GiB"] * scaling.GIB / photo["bytes"]
     yield "**Where it breaks first, and what then**\n"
     yield (
         f"1. The cache, at {number(fits)} photos. The exact order reads everywhere at once: a data set that the cache of a "
@@ -126,13 +139,18 @@ def _data_breaks(photo: dict[str, Any], last: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"2. The index, at {number(most)} photos: each process reads all of it, so {scaling.NODE} processes fill a node's "
-        f"{scaling.ASSUMED['memory of a node, GiB']:g} GiB. Then: fewer processes per node. An index that processes share "
-        "is not built."
+        f"{memory:g} GiB while they open it. Then: fewer processes per node. An index that processes share is not built."
     )
     yield (
-        f"3. The order itself holds: one float64 per photo, {number(last['table_gib'])} GiB at 10^9 for each process, "
+        f"3. The start, at about the same size: at {number(photos)} photos a process opens the index for "
+        f"{number(last['opening_s'] / 60)} minutes, and looks at shards for {number(last['looks_s'] / 60)} more; 1,024 "
+        "processes ask the file system for each shard. Then: more photos per shard "
+        "(`shards.build --samples-per-shard`) where shards lie in a folder, and fewer starts: a relaunch pays the same."
+    )
+    yield (
+        f"4. The order itself holds: one float64 per photo, {number(last['table_gib'])} GiB at 10^9 for each process, "
         "or for each node where they share its map (`roadwork/data/table.py`). A position "
-        f"takes about {math.ceil(math.log2(last['photos']))} steps of a binary search there.\n"
+        f"takes about {math.ceil(math.log2(photos))} steps of a binary search there.\n"
     )
 
 
@@ -181,7 +199,8 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
     yield (
         "GiB per process without activations and heads: bf16 weights and fp32 gradients whole, and in fp32 over the "
         "processes reduced gradients, masters, moments and average. "
-        "A checkpoint holds 16 bytes per parameter, on rank 0's memory until it is written.\n"
+        "A checkpoint holds 16 bytes per parameter, on rank 0's memory until it is written. "
+        f"{_activations(step, found['memory'])}\n"
     )
     yield from table(
         ["backbone", "parameters", "1 process", "8", "64", "1,024", "checkpoint, GB", "gathering, s", "writing behind, s"],
@@ -194,13 +213,23 @@ def engine(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def _activations(step: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What the measured step held beyond the table."""
+    (row,) = (r for r in rows if r["backbone"] == step["backbone"])
+    return (
+        f"The measured step of `{step['backbone']}` held {step['memory_gib']:g} GiB on one GPU with "
+        f"{step['views_per_micro_step']:g} views at a time, where this table says {row['gib_on_1']:.1f}: the rest is "
+        "activations, which fall with `training.micro_batch` and with `model.activation_checkpointing`."
+    )
+
+
 def agreement(found: dict[str, Any]) -> Iterator[str]:
     """Real processes against the formulas."""
     rows = found["agreement"]
-    real = found["measured"]["real_processes"]
+    network = found["measured"]["real_processes"][0]["parameters"]
     yield "## Against real processes\n"
     yield (
-        f"`python -m benchmarks.scaling --measure` trains one step of a network of {real[0]['parameters']:,} parameters on "
+        f"`python -m benchmarks.scaling_real` trains one step of a network of {network:,} parameters on "
         "1, 2 and 4 processes over gloo and counts what each rank gives to collectives and holds; "
         "gloo's all-reduce carries the gradients. "
         "Counted over formula, the "
@@ -212,7 +241,40 @@ def agreement(found: dict[str, Any]) -> Iterator[str]:
         ["processes", "all-reduce", "all-gather", "weights", "masters", "moments", "average", "checkpoint"],
         [[f"{r[name]:.4f}" if name != "processes" else str(r[name]) for name in columns] for r in rows],
     )  # fmt: skip
-    yield "Gradients, activations and time are not compared: they need GPUs of that number."
+    yield from _real_reads(found)
+    yield from _real_starts(found)
+    yield "Gradients, activations and the wire's share of a step are not compared: they need GPUs of that number."
+
+
+def _real_reads(found: dict[str, Any]) -> Iterator[str]:
+    """The simulated cache beside what was fetched."""
+    yield (
+        f"The same trains {real.STEPS} steps on {real.PHOTOS} photos in shards of {real.PER_SHARD} behind a URL, through a "
+        f"cache of {real.CACHED} shards. Shards are not all of one size, and a process keeps open the last ones that it "
+        "read, which the simulation leaves out. The last column is a step without its waiting for data: the same photos on "
+        f"the same {found['measured']['machine']['cores']} cores ({found['measured']['machine']['processor']}), so that the "
+        "formula, which knows of computing and sending alone, says the same for all; what grows is what each process repeats "
+        "whatever its share.\n"
+    )
+    yield from table(
+        ["processes", "order", "cache hits, simulated", "counted", "bytes fetched over simulated", "computing, s per step"],
+        [[str(r["processes"]), f"windowed by {r['window']}" if r["window"] else "exact", r["hits_simulated"],
+          r["hits_counted"], f"{r['fetched']:.3f}", r["computing_s"]] for r in found["reads"]],
+    )  # fmt: skip
+
+
+def _real_starts(found: dict[str, Any]) -> Iterator[str]:
+    """The time to the first batch beside what the bytes say."""
+    yield (
+        f"And its time to the first batch, from storage that gives {number(real.SLOW)} bytes per second to all processes "
+        "together, in seconds; expected: the bytes of index and manifest for each process, and of the first photos' shards, "
+        "at that speed. Ranks do not ask at the same instant, so the longest of their waits for shards is at most that.\n"
+    )
+    columns = ("expected_opening_s", "opening_s", "expected_first_wait_s", "first_wait_s")
+    yield from table(
+        ["processes", "opening, expected", "measured", "first shards, expected", "measured"],
+        [[str(r["processes"]), *(r[name] for name in columns)] for r in found["starts"]],
+    )
 
 
 def page() -> str:

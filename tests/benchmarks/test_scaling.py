@@ -45,8 +45,9 @@ def test_the_simulated_cache_is_what_real_processes_fetched():
 def test_starts_take_the_time_of_the_bytes_that_are_read_before():
     """Storage was slow there: what a process does beside waiting for it is small."""
     for line in json.loads(scaling.MEASURED.read_text())["real_starts"]:
-        for name in ("opening_s", "first_wait_s"):
-            assert 0.9 * line[f"expected_{name}"] < line[name] < 1.5 * line[f"expected_{name}"], line
+        assert 0.9 < line["opening_s"] / line["expected_opening_s"] < 1.5, line
+        # ranks do not ask at the same instant: the longest wait lies between a rank's own shards and those of all
+        assert 0.9 / line["processes"] < line["first_wait_s"] / line["expected_first_wait_s"] < 1.5, line
 
 
 def test_real_processes_fetch_what_the_simulation_says(tmp_path, monkeypatch):
