@@ -260,7 +260,6 @@ def read_agreement(found: dict[str, Any]) -> dict[str, float]:
         "hits_simulated": found["simulated_hits"],
         "hits_counted": 1 - counted,
         "fetched": found["fetched_bytes"] / found["simulated_bytes"],
-        "computing_s": found["computing_s"],
     }
 
 

@@ -156,14 +156,7 @@ def reads(processes: int, shards: Path, folder: Path, window: int) -> dict[str, 
         "simulated_hits": cache_hits(asked, CACHED),
         "simulated_bytes": (1 - cache_hits(asked, CACHED)) * len(asked) * mean,
         "fetched_bytes": sum(fetched),
-        "computing_s": computing(folder / "run"),
     }
-
-
-def computing(run: Path) -> float:
-    """Median seconds of an optimizer step without its waiting for data; the first steps, which warm up, left out."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return float(np.median([line["step_s"] - line["data_wait_s"] for line in lines[len(lines) // 3 :]]))
 
 
 def start(processes: int, shards: Path, folder: Path) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def agreement(found: dict[str, Any]) -> Iterator[str]:
     )  # fmt: skip
     yield from _real_reads(found)
     yield from _real_starts(found)
-    yield "Gradients, activations and the wire's share of a step are not compared: they need GPUs of that number."
+    yield "Gradients, activations and the time of a step are not compared: they need GPUs of that number."
 
 
 def _real_reads(found: dict[str, Any]) -> Iterator[str]:
@@ -251,15 +251,12 @@ def _real_reads(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"The same trains {real.STEPS} steps on {real.PHOTOS} photos in shards of {real.PER_SHARD} behind a URL, through a "
         f"cache of {real.CACHED} shards. Shards are not all of one size, and a process keeps open the last ones that it "
-        "read, which the simulation leaves out. The last column is a step without its waiting for data: the same photos on "
-        f"the same {found['measured']['machine']['cores']} cores ({found['measured']['machine']['processor']}), so that the "
-        "formula, which knows of computing and sending alone, says the same for all; what grows is what each process repeats "
-        "whatever its share.\n"
+        "read, which the simulation leaves out.\n"
     )
     yield from table(
-        ["processes", "order", "cache hits, simulated", "counted", "bytes fetched over simulated", "computing, s per step"],
+        ["processes", "order", "cache hits, simulated", "counted", "bytes fetched over simulated"],
         [[str(r["processes"]), f"windowed by {r['window']}" if r["window"] else "exact", r["hits_simulated"],
-          r["hits_counted"], f"{r['fetched']:.3f}", r["computing_s"]] for r in found["reads"]],
+          r["hits_counted"], f"{r['fetched']:.3f}"] for r in found["reads"]],
     )  # fmt: skip
 
 
