@@ -149,7 +149,9 @@ class Lines:
 
     def show(self, stage: str, done: int, kept: int, total: int) -> None:
         """As roadwork.data.build.Progress."""
-        line = self.lines.setdefault(stage, Progress(stage, total))
+        if stage not in self.lines:
+            self.lines[stage] = Progress(stage, total, start=done)  # its rate is that of what comes from now on
+        line = self.lines[stage]
         line.update(done, done - line.step, {"kept": kept} if kept else {})
 
     def __enter__(self) -> Lines:

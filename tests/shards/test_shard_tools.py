@@ -77,6 +77,14 @@ def test_a_mistake_in_brackets_is_explained(words, named, capsys) -> None:  # ty
     assert stop.value.code == 2 and named in capsys.readouterr().err
 
 
+def test_a_lines_first_rate_is_not_that_of_photos_from_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with build_cli.Lines() as lines:
+        lines.show("encode", 10, 0, 860)
+        lines.show("encode", 860, 0, 860)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "encode 10/860" and last.startswith("encode 860/860  ") and "images/s" in last
+
+
 def test_build_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset(tmp_path / "src", 12, 3)
     target = tmp_path / "t.csv"
