@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -32,23 +31,9 @@ def validate(config: Config) -> None:
     check_model(model)
     check_augment(config.augment)
     check_loss(config.loss)
-    _positive("training.global_batch", training.global_batch)
-    _positive("training.micro_batch", training.micro_batch)
-    _positive("training.learning_rate", training.learning_rate)
-    _positive("training.validate_every_epochs", training.validate_every_epochs)
-    for name, value in (
-        ("training.max_steps", training.max_steps),
-        ("training.epochs", training.epochs),
-        ("training.validate_every_steps", training.validate_every_steps),
-        ("training.gc_every_steps", training.gc_every_steps),
-        ("training.spike_factor", training.spike_factor),
-        ("checkpoint.keep_every", config.checkpoint.keep_every),
-        ("monitoring.ceiling_tflops", config.monitoring.ceiling_tflops),
-    ):
-        if value < 0 or not math.isfinite(value):
-            raise UserError(f"{name} is {value}; it must be 0 or more")
-    _positive("optimizer.hessian_every", config.optimizer.hessian_every)
-    _positive("optimizer.sophia_rho", config.optimizer.sophia_rho)
+    for section, ranges in SECTIONS.items():
+        check_section(section, getattr(config, section), ranges)
+    check_values(config)
     if config.optimizer.name == "sophia_h" and model.compile:
         raise UserError(
             "optimizer.name sophia_h differentiates twice, which compiled blocks cannot; "
@@ -77,21 +62,12 @@ def validate(config: Config) -> None:
             "predict.challenge_synthetic is given, but nothing asks the challenge; add --predict.challenge true, or "
             "--training.select_on challenge for training"
         )
-    _positive("data.window", config.data.window)
     strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
     if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):
         raise UserError(f"pipeline.stages is {config.pipeline.stages}; allowed, in this order: {', '.join(PIPELINE)}")
     unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
     if unknown:
         raise UserError(f"model.metadata_fields has {sorted(unknown)}; allowed: gps, weather, daytime, scene, text")
-    for section, ranges in SECTIONS.items():
-        check_section(section, getattr(config, section), ranges)
-    check_values(config)
-
-
-def _positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{name} is {value}; it must be above 0")
 
 
 def accumulation(config: Config, world_size: int) -> int:

@@ -63,22 +63,35 @@ LOSS = {
     "view_supervision": SHARE,
     "consistency_ramp_steps": _STEPS,
 }
-OPTIMIZER = {"betas": BELOW_ONE, "sophia_betas": BELOW_ONE, "eps": ABOVE_ZERO, "weight_decay": FACTOR}
+OPTIMIZER = {
+    **dict.fromkeys(("betas", "sophia_betas"), BELOW_ONE),
+    **dict.fromkeys(("eps", "hessian_every", "sophia_rho"), ABOVE_ZERO),
+    "weight_decay": FACTOR,
+}
 TRAINING = {
+    **dict.fromkeys(("global_batch", "micro_batch", "learning_rate", "validate_every_epochs"), ABOVE_ZERO),
+    **dict.fromkeys(("max_steps", "epochs", "validate_every_steps", "gc_every_steps"), _NONE_OR_MORE),
+    **dict.fromkeys(("spike_factor", "patience"), _NONE_OR_MORE),
     "min_lr_ratio": SHARE,
     "warmup_steps": _STEPS,
     "grad_clip": Range("a norm >= 0 (0: no clipping)"),
     "ema_decay": BELOW_ONE,
-    "patience": _NONE_OR_MORE,
     "image_every_steps": _STEPS,
 }
-DATA = {"workers": _NONE_OR_MORE, "prefetch": _COUNT, "bad_sample_budget": SHARE, "cache_gib": ABOVE_ZERO}
-ENGINE = {"timeout_s": ABOVE_ZERO, "threads": _NONE_OR_MORE}
+DATA = {
+    "workers": _NONE_OR_MORE,
+    "prefetch": _COUNT,
+    "window": ABOVE_ZERO,
+    "bad_sample_budget": SHARE,
+    "cache_gib": ABOVE_ZERO,
+}
 SECTIONS = {
     "data": DATA,
     "optimizer": OPTIMIZER,
     "training": TRAINING,
-    "engine": ENGINE,
+    "checkpoint": {"keep_every": _NONE_OR_MORE},
+    "engine": {"timeout_s": ABOVE_ZERO, "threads": _NONE_OR_MORE},
+    "monitoring": {"ceiling_tflops": _NONE_OR_MORE},
     "predict": {"batch": _COUNT},
     "pipeline": {"processes": _NONE_OR_MORE},
 }

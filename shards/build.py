@@ -75,18 +75,7 @@ def parser() -> Parser:
     )
     region.add_argument("--target-cities", default="", metavar="A,B", help="target region: cities of the records")
     add_weight_options(p)
-    p.add_argument("--view-size", type=int, default=512, help="side of a view in pixels, a multiple of 16")
-    p.add_argument("--max-views", type=int, default=12, help="views per photo at most")
-    p.add_argument(
-        "--samples-per-shard", type=int, default=0, help="photos per shard; 0: by the number of photos, at most 256"
-    )
-    p.add_argument(
-        "--max-photos",
-        type=int,
-        default=0,
-        metavar="N",
-        help="a sample of about N photos for a first look, each published split in its share, the test split, too; 0: all",
-    )
+    _add_sizes(p)
     p.add_argument("--processes", type=int, default=0, help="encoding processes; 0: one per core")
     p.add_argument("--seed", type=int, default=0, help="of the carved splits and of the embedded benchmark")
     p.add_argument("--val-fraction", type=float, default=0.15, help="share of train that becomes val, by group")
@@ -117,6 +106,22 @@ def parser() -> Parser:
         help="build shards A to B-1 only: many nodes share the work",
     )
     return p
+
+
+def _add_sizes(p: Parser) -> None:
+    """Of views, shards and the data set."""
+    p.add_argument("--view-size", type=int, default=512, help="side of a view in pixels, a multiple of 16")
+    p.add_argument("--max-views", type=int, default=12, help="views per photo at most")
+    p.add_argument(
+        "--samples-per-shard", type=int, default=0, help="photos per shard; 0: by the number of photos, at most 256"
+    )
+    p.add_argument(
+        "--max-photos",
+        type=int,
+        default=0,
+        metavar="N",
+        help="a sample of about N photos for a first look, each published split in its share, the test split, too; 0: all",
+    )
 
 
 def options_of(args: argparse.Namespace) -> BuildOptions:

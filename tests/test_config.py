@@ -55,7 +55,7 @@ def test_later_stages_start_from_the_runs_own_configuration(tmp_path: Path) -> N
         (["--model.top_k", "9"], ["model.top_k 9", "model.num_experts 4"]),
         (["--model.trainable", "some"], ["some", "frozen", "full"]),
         (["--checkpoint.keep_last", "1"], ["checkpoint.keep_last", "at least 2"]),
-        (["--training.learning_rate", "-1"], ["training.learning_rate", "above 0"]),
+        (["--training.learning_rate", "-1"], ["training.learning_rate", "give a number > 0"]),
         (["--predict.prior", "1.0"], ["predict.prior", "between 0 and 1"]),
         (["--pipeline.stages", "[evaluate,pretrain]"], ["pipeline.stages", "in this order"]),
     ],
