@@ -249,7 +249,8 @@ def agreement(found: dict[str, Any]) -> Iterator[str]:
 def _real_reads(found: dict[str, Any]) -> Iterator[str]:
     """The simulated cache beside what was fetched."""
     yield (
-        f"The same trains {real.STEPS} steps on {real.PHOTOS} photos in shards of {real.PER_SHARD} behind a URL, through a "
+        f"The same trains {real.STEPS} steps on the training part of {real.PHOTOS} photos, in shards of {real.PER_SHARD} "
+        "behind a URL, through a "
         f"cache of {real.CACHED} shards. Shards are not all of one size, and a process keeps open the last ones that it "
         "read, which the simulation leaves out.\n"
     )
