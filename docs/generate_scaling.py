@@ -98,8 +98,8 @@ def _first_batch(opening: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
     yield (
         f"On an index of {opening['photos']:,} photos, each row costs a process {opening['held_bytes_per_photo']:.0f} bytes "
         f"that it keeps, {opening['most_bytes_per_photo']:.0f} while it opens the index, and "
-        f"{1e6 * opening['seconds_per_photo']:.2g} microseconds on one core: its hash, its columns, the name of the stream, "
-        "the losses' counts and, at a run's first start, the table of the order, which is mapped afterwards. The index file "
+        f"{1e6 * opening['seconds_per_photo']:.2g} microseconds on one core: its hash, its columns, the name of the stream "
+        "and, at a run's first start, the table of the order, which is mapped afterwards. The index file "
         f"has {opening['file_bytes_per_photo']:.0f} bytes per photo.\n"
     )
     yield from _columns(

@@ -98,7 +98,7 @@ def assemble(
         pixels: views uint8 [B, V, S, S, 3], and masks, text where wanted.
         failed: (row of the batch, reason) of unreadable photos.
     """
-    bad = [row for row, _ in failed]
+    ids, bad = index.names(rows), [row for row, _ in failed]
     alive = there.copy()
     alive[bad] = False
     views = pixels["views"]
@@ -128,7 +128,7 @@ def assemble(
         position=torch.from_numpy(positions.copy()),
         epoch=torch.from_numpy(epochs.copy()),
         weight=torch.from_numpy(alive.astype(np.float32)),
-        ids=index.id[rows].tolist(),
-        skipped=[(str(index.id[rows[row]]), reason) for row, reason in failed],
+        ids=ids,
+        skipped=[(ids[row], reason) for row, reason in failed],
         wait_s=0.0,
     )

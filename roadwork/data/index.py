@@ -40,9 +40,10 @@ def rebuild_command(folder: str | os.PathLike[str]) -> str:
 class ShardIndex:
     """The samples of one split, in shard order: numpy columns of length n, and reading by byte range.
 
-    Columns: id, group, city [str]; label int8 (-1 unknown); latitude, longitude float64 (NaN missing); gps_weight
-    float64; weather, daytime, scene int16 (-1 NULL); num_views int16; masks_valid bool [n, 6] (all False: no masks);
-    width, height int32; shard int32; and offset and size of each member: views_offset, views_size, meta_offset, ...
+    Columns: id_bytes [UTF-8]; label int8 (-1 unknown); latitude, longitude float64 (NaN missing); gps_weight float64;
+    weather, daytime, scene int16 (-1 NULL); num_views int16; masks_valid bool [n, 6] (all False: no masks); width,
+    height int32; shard int32; and offset and size of each member: views_offset, views_size, meta_offset, ...
+    The strings id, group and city are written out when they are asked for.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ShardIndex:
         if is_remote(folder):
             local = Path(cache[0] or "~/.cache/roadwork").expanduser()
             self.cache = ShardCache(str(folder), local, int(cache[1] * 2**30), self.shards)
-        self.id: npt.NDArray[np.str_] = np.char.decode(table["id"], "utf-8")
+        self.id_bytes: npt.NDArray[np.bytes_] = table["id"]
         self._groups: tuple[npt.NDArray[np.str_], npt.NDArray[np.int32]] = table["group_names"], table["group_code"]
         self._cities: tuple[npt.NDArray[np.str_], npt.NDArray[np.int32]] = table["city_names"], table["city_code"]
         self.label: npt.NDArray[np.int8] = table["label"]
@@ -128,6 +129,16 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def id(self) -> npt.NDArray[np.str_]:
+        """Id of each sample: str [n], written out anew at each call; `names` gives a few."""
+        return np.char.decode(self.id_bytes, "utf-8")
+
+    def names(self, rows: npt.ArrayLike) -> list[str]:
+        """The ids of some rows, int [k]."""
+        names: list[str] = np.char.decode(self.id_bytes[np.asarray(rows, np.int64)], "utf-8").tolist()
+        return names
 
     @property
     def group(self) -> npt.NDArray[np.str_]:
@@ -247,19 +258,30 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
     line = manifest["indexes"][split]
     path = file_in(root, line["file"])
     try:
-        data = open_store(root).read(line["file"])
-    except OSError as error:
+        with open_store(root).fetched(line["file"]) as local, local.open("rb") as file:
+            return _columns(file, line)
+    except FileNotFoundError as error:
         raise UserError(f"index {path} is missing; run `{rebuild_command(root)}`") from error
-    if hashlib.sha256(data).hexdigest() != line["sha256"]:
-        word = "truncated" if len(data) < line["bytes"] else "altered"
-        raise UserError(
-            f"index {path} is {word} (its SHA-256 differs from the manifest's); run `{rebuild_command(root)}`"
-        )
+    except OSError as error:
+        raise UserError(f"index {path} cannot be read ({error}); try again") from error
+    except ValueError as error:
+        raise UserError(f"index {path} {error}; run `{rebuild_command(root)}`") from error
+
+
+def _columns(file: io.BufferedReader, line: dict[str, Any]) -> Table:
+    """The columns of an index file, read from the file one by one: its bytes are never held beside them.
+
+    ValueError where it is not the file that the manifest's `line` tells of.
+    """
+    if hashlib.file_digest(file, "sha256").hexdigest() != line["sha256"]:
+        word = "truncated" if file.tell() < line["bytes"] else "altered"
+        raise ValueError(f"is {word} (its SHA-256 differs from the manifest's)")
+    file.seek(0)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"index {path} cannot be read ({error}); run `{rebuild_command(root)}`") from error
+        raise ValueError(f"cannot be read ({error})") from error
 
 
 def table_of(shards: Sequence[ShardRows]) -> Table:

@@ -102,7 +102,7 @@ class _Loader:
         for member in ("views", "masks", "meta"):
             tasks[f"{member}_offset"] = getattr(index, f"{member}_offset")[rows]
             tasks[f"{member}_size"] = getattr(index, f"{member}_size")[rows]
-        return pool.submit(tasks, max(int(tasks["num_views"].max()), 1), index.id[rows].tolist())
+        return pool.submit(tasks, max(int(tasks["num_views"].max()), 1), index.names(rows))
 
     def _without_photos(self, plan: _Plan, faults: list[str], pixels: dict[str, torch.Tensor]) -> _Plan:
         """The batch of a shard that cannot be read, as if it lay past the end. UserError where nobody else judges."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 MAP_FROM = 1_000_000
 """Samples from which the table is kept in a file."""
+KEPT_DAYS = 90
+"""Longer than a run goes on without a relaunch, which opens its table anew."""
 
 
 def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: Floats) -> Floats:
@@ -34,15 +38,27 @@ def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: F
         try:
             with atomic_file(path) as file:
                 np.save(file, table)
+            _remove_old(path.parent)
         except OSError:
             with tempfile.TemporaryFile() as file:
                 np.save(file, table)
                 file.flush()
                 return _mapped(f"/proc/self/fd/{file.fileno()}")
-        for old in path.parent.glob(f"{name}.cumulative-*.npy"):
-            if old != path:
-                old.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a folder that can only be read: nobody removes anything there
+        os.utime(path)
     return _mapped(path)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove tables that nobody has opened for KEPT_DAYS.
+
+    Never a younger one, though its weights are gone from here: a run may have mapped it on another machine, and what is
+    removed on a network file system kills whoever reads it next with SIGBUS.
+    """
+    for old in folder.glob("*.cumulative-*.npy"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
+                old.unlink()
 
 
 def _mapped(path: str | Path) -> Floats:
@@ -75,7 +91,7 @@ def stream_digest(index: ShardIndex, *, weighted: bool = True) -> str:
     Masks and other columns may change in the middle of a run; these may not.
     """
     digest = hashlib.sha256()
-    for column in (index.id, index.shard, *((index.gps_weight,) if weighted else ())):
+    for column in (index.id_bytes, index.shard, *((index.gps_weight,) if weighted else ())):
         digest.update(f"{column.dtype.str} {column.shape} ".encode())
         digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()

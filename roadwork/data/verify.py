@@ -104,7 +104,7 @@ def _index_faults(root: Path | str, index: ShardIndex, shards: list[ShardRows], 
         true = np.array([null if row[column] is None else row[column] for row in rows], dtype=np.float64)
         if not np.array_equal(told, true, equal_nan=True):
             wrong = int(np.argmax(~((told == true) | (np.isnan(told) & np.isnan(true)))))
-            yield f"{name}: {column} of {index.id[wrong]} is {told[wrong]}, its shard says {true[wrong]}"
+            yield f"{name}: {column} of {index.names([wrong])[0]} is {told[wrong]}, its shard says {true[wrong]}"
     for text in ("id", "group"):
         told_text = getattr(index, text).tolist()
         wrong_rows = [i for i, row in enumerate(rows) if str(row[text] or "") != told_text[i]]
@@ -125,7 +125,7 @@ def _pixel_faults(root: Path | str, index: ShardIndex) -> Iterator[str]:
             index.read_views(i)
             index.read_masks(i)
         except (ValueError, OSError) as error:
-            yield f"{file_in(root, index.split)}: {index.id[i]} does not decode ({error})"
+            yield f"{file_in(root, index.split)}: {index.names([i])[0]} does not decode ({error})"
 
 
 def _count_faults(root: Path | str, store: Store, manifest: dict[str, Any]) -> Iterator[str]:

@@ -36,7 +36,7 @@ class Joined:
     @property
     def id(self) -> Array:
         """Ids [n] of the joined photos."""
-        return np.asarray(self.index.id)[self.rows]
+        return np.asarray(self.index.names(self.rows))
 
 
 def join(index: Any, predictions: Mapping[str, float]) -> Joined:
@@ -180,7 +180,7 @@ def _by_size(joined: Joined, shares: Mapping[str, float] | None, n: int, seed: i
     for k in np.flatnonzero(joined.label == 1):
         row = int(joined.rows[k])
         share[k] = (
-            object_share(joined.index, row) if shares is None else shares.get(str(joined.index.id[row]), math.nan)
+            object_share(joined.index, row) if shares is None else shares.get(joined.index.names([row])[0], math.nan)
         )
     bands = np.asarray(_bands(share, SIZE_BANDS, lambda v: f"{v:.1%}", "no masks"), dtype=object)
     negative = joined.label == 0
@@ -194,7 +194,7 @@ def _error(joined: Joined, k: int, names: Mapping[str, Sequence[str]]) -> dict[s
     index, row = joined.index, int(joined.rows[k])
     tags = {tag: _word(list(names.get(tag, ())), int(getattr(index, tag)[row])) for tag in TAGS}
     return {
-        "id": str(index.id[row]),
+        "id": index.names([row])[0],
         "row": row,
         "label": int(joined.label[k]),
         "probability": float(joined.probability[k]),

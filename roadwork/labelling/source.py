@@ -148,11 +148,12 @@ class ShardPhotos:
         count = len(views) if self.tiles else 1
         crops = tuple(_unsquare(view, box) for view, box in zip(views[:count], boxes[:count], strict=True))
         masks = index.read_masks(row) if index.read_meta(row).get("masks_real", True) else None
+        (name,) = index.names([row])
         if masks is None:
-            return Photo(str(index.id[row]), width, height, crops)
+            return Photo(name, width, height, crops)
         # The first view is the whole photo; its masks stretch over it whatever their size.
         bits = np.packbits(masks[0], axis=0, bitorder="little")[0]
-        return Photo(str(index.id[row]), width, height, crops, bits, tuple(index.masks_valid[row].tolist()))
+        return Photo(name, width, height, crops, bits, tuple(index.masks_valid[row].tolist()))
 
 
 def _unsquare(view: np.ndarray, box: np.ndarray) -> Crop:

@@ -39,13 +39,8 @@ class StepCounts:
         self.global_batch = global_batch
         self.end_position = end_position
         self.parts = parts
-        kept = np.array([keep_count(int(v), keep_ratio) for v in range(int(index.num_views.max()) + 1)])
-        self._views = np.asarray(index.num_views)
-        self._kept: NDArray[np.int64] = kept[self._views]
-        self._label = np.asarray(index.label) >= 0
-        self._weather = np.asarray(index.weather) >= 0
-        self._classes = np.asarray(index.masks_valid).sum(1)
-        self._all_classes: NDArray[np.bool_] = self._classes == np.asarray(index.masks_valid).shape[1]
+        self.index = index
+        self._kept = np.array([keep_count(v, keep_ratio) for v in range(int(index.num_views.max()) + 1)])
 
     def samples(self, step: int) -> NDArray[np.int64]:
         """Rows of the index, int64 [global batch], that optimizer step `step` draws (those past the end left out)."""
@@ -55,18 +50,19 @@ class StepCounts:
 
     def views(self, step: int) -> tuple[int, int]:
         """Views of all photos of an optimizer step, and how many of them pruning keeps."""
-        rows = self.samples(step)
-        return int(self._views[rows].sum()), int(self._kept[rows].sum())
+        views = self.index.num_views[self.samples(step)]
+        return int(views.sum()), int(self._kept[views].sum())
 
     def of(self, step: int) -> Counts:
         """The counts of one optimizer step."""
         rows = self.samples(step)
-        kept = self._kept[rows]
+        kept = self._kept[self.index.num_views[rows]]
+        valid = self.index.masks_valid[rows]
         return Counts(
-            label=float(self._label[rows].sum()),
-            weather=float(self._weather[rows].sum()),
+            label=float((self.index.label[rows] >= 0).sum()),
+            weather=float((self.index.weather[rows] >= 0).sum()),
             views=float((kept >= 2).sum()),
-            segmentation=float((kept * self._classes[rows]).sum()),
-            view_labels=float((kept * self._all_classes[rows]).sum()),
+            segmentation=float((kept * valid.sum(1)).sum()),
+            view_labels=float((kept * valid.all(1)).sum()),
             parts=float(self.parts),
         )

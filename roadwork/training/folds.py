@@ -78,7 +78,7 @@ def fold_data(index: ShardIndex, config: Config) -> FoldData:
     groups = np.asarray(index.group)[rows]
     weights = np.asarray(index.gps_weight, np.float64)[rows] if config.data.gps_weighted else np.ones(len(rows))
     fold = assign_folds(labels, groups, config.folds.num_folds, config.seed)
-    return FoldData(rows, np.asarray(index.id)[rows], labels, weights, fold, config.folds.num_folds)
+    return FoldData(rows, np.asarray(index.names(rows)), labels, weights, fold, config.folds.num_folds)
 
 
 def save_fold(result: FoldResult, data: FoldData, folder: Path, fold: int, identity: dict[str, Any]) -> Path:

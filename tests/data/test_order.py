@@ -1,5 +1,8 @@
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,10 +159,28 @@ def test_a_mapped_table_gives_the_same_order(tmp_path) -> None:
     assert isinstance(mapped, np.memmap) and (mapped == cumulative_table(weights)).all()
     positions = np.arange(12_345)
     assert (EndlessOrder(None, 3, cumulative=mapped).at(positions) == EndlessOrder(weights, 3).at(positions)).all()
-    made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    made = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
     mapped_table(tmp_path, "train", "a1", weights)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+    assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == made
     assert (mapped_table(tmp_path, "train", "b2", weights[::-1]) == cumulative_table(weights[::-1])).all()
+
+
+def test_a_mapped_table_outlives_other_weights_while_runs_may_use_it(tmp_path: Path) -> None:
+    """Removed under a run of another machine, on a network file system, it would kill that run."""
+    weights = np.ones(100)
+    mapped_table(tmp_path, "train", "a1", weights)
+    mapped_table(tmp_path, "train", "b2", weights)
+    opened_last = time.time() - (table.KEPT_DAYS + 1) * 86400
+    for path in tmp_path.iterdir():
+        os.utime(path, (opened_last, opened_last))
+    mapped_table(tmp_path, "train", "b2", weights)
+    mapped_table(tmp_path, "train", "c3", weights)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.cumulative-b2.npy", "train.cumulative-c3.npy"]
+
+
+def test_a_table_is_mapped_where_its_folder_cannot_be_written(tmp_path: Path) -> None:
+    mapped = mapped_table(tmp_path / "file" / "in", "train", "a1", np.ones(7))
+    assert isinstance(mapped, np.memmap) and (mapped == np.arange(1.0, 8.0)).all()
 
 
 def test_a_split_opens_its_own_order(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
