@@ -169,7 +169,7 @@ def start(processes: int, shards: Path, folder: Path) -> dict[str, Any]:
     opened = processes * sum(index.manifest["indexes"][split]["bytes"] + manifest for split in ("train", "val"))
     return {
         "processes": processes,
-        "opening_s": max(rank["opening_s"] for rank in ranks),
+        "opening_s": max(rank["opening_ended"] for rank in ranks) - min(rank["opening_began"] for rank in ranks),
         "expected_opening_s": opened / SLOW,
         "first_wait_s": max(rank["first_wait_s"] for rank in ranks),
         "expected_first_wait_s": sum(index.shards[number].bytes for number in np.unique(first)) / SLOW,

@@ -100,7 +100,7 @@ def _first_batch(opening: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
         f"that it keeps, {opening['most_bytes_per_photo']:.0f} while it opens the index, and "
         f"{1e6 * opening['seconds_per_photo']:.2g} microseconds on one core: its hash, its columns, the name of the stream "
         "and, at a run's first start, the table of the order, which is mapped afterwards. The index file "
-        f"has {opening['file_bytes_per_photo']:.0f} bytes per photo.\n"
+        f"has {opening['file_bytes_per_photo']:.0f} bytes per photo; behind a URL they come on top while it is opened.\n"
     )
     yield from _columns(
         rows,
@@ -266,7 +266,8 @@ def _real_starts(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"And its time to the first batch, from storage that gives {number(real.SLOW)} bytes per second to all processes "
         "together, in seconds; expected: the bytes of index and manifest for each process, and of the first photos' shards, "
-        "at that speed. Ranks do not ask at the same instant, so the longest of their waits for shards is at most that.\n"
+        "at that speed. Opening lasts from the first rank's question to the last one's answer. Ranks do not ask for shards at "
+        "the same instant, so the longest of their waits for them is at most what is expected.\n"
     )
     columns = ("expected_opening_s", "opening_s", "expected_first_wait_s", "first_wait_s")
     yield from table(

@@ -258,7 +258,7 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
     line = manifest["indexes"][split]
     path = file_in(root, line["file"])
     try:
-        with open_store(root).fetched(line["file"]) as local, local.open("rb") as file:
+        with open_store(root).open(line["file"]) as file:
             return _columns(file, line)
     except FileNotFoundError as error:
         raise UserError(f"index {path} is missing; run `{rebuild_command(root)}`") from error
@@ -268,8 +268,8 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
         raise UserError(f"index {path} {error}; run `{rebuild_command(root)}`") from error
 
 
-def _columns(file: io.BufferedReader, line: dict[str, Any]) -> Table:
-    """The columns of an index file, read from the file one by one: its bytes are never held beside them.
+def _columns(file: io.BufferedIOBase, line: dict[str, Any]) -> Table:
+    """The columns of an index file, read one by one: a local file's bytes are never held beside them.
 
     ValueError where it is not the file that the manifest's `line` tells of.
     """

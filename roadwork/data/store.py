@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ class Store(Protocol):
 
     def read(self, name: str) -> bytes:
         """The whole file; FileNotFoundError where it is not there."""
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
+        """A file to read and to seek in, without a disk of its own; FileNotFoundError where it is not there."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file; a reader sees the old one or the new one, as far as the store can promise that."""
@@ -49,6 +53,9 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
+
+    def open(self, name: str) -> io.BufferedReader:
+        return (self.folder / name).open("rb")
 
     def write(self, name: str, data: bytes) -> None:
         with atomic_file(self.folder / name) as file:
@@ -90,6 +97,9 @@ class RemoteStore:
     def read(self, name: str) -> bytes:
         data: bytes = self._files.cat_file(self._path(name))
         return data
+
+    def open(self, name: str) -> io.BytesIO:
+        return io.BytesIO(self.read(name))
 
     def write(self, name: str, data: bytes) -> None:
         self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
