@@ -41,6 +41,8 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 JobRequeue=1
 # The job's number gives its port: another such cluster may run on this machine.
 FirstJobId={first}
+# Tests ask for a job that ended however long those beside them take.
+MinJobAge=7200
 KillWait=60
 ReturnToService=2
 PropagateResourceLimits=NONE
