@@ -117,9 +117,9 @@ def _first_batch(opening: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
         },
     )
     yield (
-        "Before the first batch a node's processes read their index from shared storage, open it, look at each shard's size "
-        "where shards lie in a folder (not behind a URL), and fetch the shards of their first photos where they lie behind "
-        "one. Decoding one micro-batch comes on top.\n"
+        "Before the first batch a node's processes read their index from shared storage and open it. Where shards lie in a "
+        "folder, the first process looks at the size of each; where they lie behind a URL, all fetch those of their first "
+        "photos. Decoding one micro-batch comes on top.\n"
     )
 
 
@@ -143,9 +143,8 @@ def _data_breaks(photo: dict[str, Any], last: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"3. The start, at about the same size: at {number(photos)} photos a process opens the index for "
-        f"{number(last['opening_s'] / 60)} minutes, and looks at shards for {number(last['looks_s'] / 60)} more; 1,024 "
-        "processes ask the file system for each shard. Then: more photos per shard "
-        "(`shards.build --samples-per-shard`) where shards lie in a folder, and fewer starts: a relaunch pays the same."
+        f"{number(last['opening_s'] / 60)} minutes, and the first of each node looks at shards for "
+        f"{number(last['looks_s'] / 60)} more. Then: more photos per shard (`shards.build --samples-per-shard`) where shards lie in a folder, and fewer starts: a relaunch pays the same."
     )
     yield (
         f"4. The order itself holds: one float64 per photo, {number(last['table_gib'])} GiB at 10^9 for each process, "

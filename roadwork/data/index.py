@@ -104,8 +104,8 @@ class ShardIndex:
         Args:
             folder: local, or a URL that fsspec knows; remote shards are fetched when they are first read, checked by
                 SHA-256 and kept in `cache_dir` (default `~/.cache/roadwork`) up to `cache_gib` GiB.
-            verify: also compare every shard's SHA-256 (reads everything); otherwise existence and size are checked,
-                and each sample's CRC-32 when it is read.
+            verify: also compare every shard's SHA-256 (reads everything); otherwise existence and size are checked, by
+                the first rank of each machine, and each sample's CRC-32 when it is read.
 
         Raises:
             UserError: one line naming the file that is missing, truncated, of another schema version or altered, and
@@ -120,10 +120,12 @@ class ShardIndex:
                 f"{file_in(root, MANIFEST)} counts {counted} samples in {split}, its index has {len(index)}; "
                 f"run `{rebuild_command(root)}`"
             )
-        for number, shard in enumerate(index.shards):
-            if isinstance(root, Path):
+        if isinstance(root, Path) and (verify or os.environ.get("LOCAL_RANK", "0") == "0"):
+            # Once for each machine: a thousand ranks that look at each shard would keep a file system busy.
+            for shard in index.shards:
                 check_shard(root, shard, verify=verify)
-            elif verify and index.cache is not None:
+        elif verify and index.cache is not None:
+            for number in range(len(index.shards)):
                 index.cache.fetch(number)
         return index
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,20 @@ def test_a_users_mistake_ends_every_rank_with_one_line(
     assert len(lines) == 1 and words in lines[0], done.output[-2000:]
     statuses = re.findall(r"exitcode\s*: (-?\d+)", done.output)
     assert "2" in statuses and done.output.count("Traceback (most recent call last)") == 1, "only the launcher's own"
+
+
+def test_a_missing_shard_is_seen_before_training_by_the_first_rank(
+    launch: Launch, shards: Path, tmp_path: Path
+) -> None:
+    """The others need not look: they end with it."""
+    damaged, run = tmp_path / "damaged", tmp_path / "run"
+    shutil.copytree(shards, damaged)
+    lost = sorted(damaged.glob("train-*.tar"))[-1]
+    lost.unlink()
+    done = launch(PRETRAIN, *TINY, f"--run.dir={run}", f"--data.shards={damaged}", "--training.max_steps=1")
+    lines = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and f"{lost.name} is missing" in lines[0], done.output[-2000:]
+    assert done.output.count("Traceback (most recent call last)") == 1 and not (run / "checkpoints").exists()
 
 
 def test_the_logged_loss_is_the_same_on_one_and_two_processes(launch: Launch, shards: Path, tmp_path: Path) -> None:
