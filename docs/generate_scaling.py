@@ -144,7 +144,8 @@ def _data_breaks(photo: dict[str, Any], last: dict[str, Any]) -> Iterator[str]:
     yield (
         f"3. The start, at about the same size: at {number(photos)} photos a process opens the index for "
         f"{number(last['opening_s'] / 60)} minutes, and the first of each node looks at shards for "
-        f"{number(last['looks_s'] / 60)} more. Then: more photos per shard (`shards.build --samples-per-shard`) where shards lie in a folder, and fewer starts: a relaunch pays the same."
+        f"{number(last['looks_s'] / 60)} more. Then: more photos per shard (`shards.build --samples-per-shard`) "
+        "where shards lie in a folder, and fewer starts: a relaunch pays the same."
     )
     yield (
         f"4. The order itself holds: one float64 per photo, {number(last['table_gib'])} GiB at 10^9 for each process, "
