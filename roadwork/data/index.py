@@ -265,7 +265,7 @@ def _read_table(root: Path | str, split: str, manifest: dict[str, Any]) -> Table
     except FileNotFoundError as error:
         raise UserError(f"index {path} is missing; run `{rebuild_command(root)}`") from error
     except OSError as error:
-        raise UserError(f"index {path} cannot be read ({error}); try again") from error
+        raise UserError(f"index {path} cannot be read ({error}); make it readable and start again") from error
     except ValueError as error:
         raise UserError(f"index {path} {error}; run `{rebuild_command(root)}`") from error
 

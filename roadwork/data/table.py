@@ -56,7 +56,7 @@ def _remove_old(folder: Path) -> None:
     removed on a network file system kills whoever reads it next with SIGBUS.
     """
     for old in folder.glob("*.cumulative-*.npy"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
             if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
                 old.unlink()
 
