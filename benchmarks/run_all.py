@@ -54,7 +54,7 @@ class Words:
 
 ARGUMENTS: dict[str, Words] = {
     "ablation": Words((), ("--quick",)),
-    "augment": Words(gpu=("--sizes", "518,512,128")),  # 518: the seed's views
+    "augment": Words(gpu=("--sizes", "518,512,128")),  # 518: the sketch's views
     "buckets": Words((), ("--rounds", "1", "--steps", "1")),
     "build": Words((), ("--photos", "60", "--rounds", "1")),
     "demo": Words(("--run", "RUN")),

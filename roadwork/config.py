@@ -235,7 +235,7 @@ class TrainingConfig:
 
     global_batch: int = 32
     """Photos per optimizer step over all processes; constant for the run whatever the number of processes."""
-    micro_batch: int = 8
+    micro_batch: int = 4
     """Photos per process and backward; accumulation = global_batch / (micro_batch * processes)."""
     epochs: float = 30.0
     """Passes over the training draws; used where max_steps is 0."""
@@ -452,7 +452,7 @@ class PipelineConfig:
     accelerate_config: str = ""
     """`accelerate launch --config_file`; empty: accelerate_configs/gpu.yaml on GPUs, else cpu.yaml."""
     processes: int = 0
-    """`accelerate launch --num_processes`; 0: all GPUs, else what the configuration says."""
+    """`accelerate launch --num_processes`; 0: as many GPUs as divide a step, else what the configuration says."""
 
 
 @dataclass

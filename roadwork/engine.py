@@ -198,7 +198,7 @@ def _choose_device(config: Config) -> bool:
     """Whether to compute on the CPU."""
     asked = config.engine.device
     named = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
-    # A launcher configuration chooses the CPU by its DeepSpeed file: use_cpu would cut Accelerate off the process group.
+    # A launcher configuration chooses the CPU by its DeepSpeed file: this variable would leave each rank alone.
     by_launcher = named.endswith("_cpu.json") or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device is cuda, but this machine shows no GPU; use cpu or auto")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadwork.config import PIPELINE, Config, masks_folder, save, to_dict
+from roadwork.data.index import MANIFEST
+from roadwork.data.store import open_store
 from roadwork.engine import ROOT
 from roadwork.errors import UserError
 from roadwork.monitoring.relay import run_shown
@@ -64,7 +66,7 @@ def run_pipeline(config: Config) -> None:
         spent = time.monotonic() - began
         _marker(config, stage).write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
         _say(f"{stage}: done in {spent:.0f} s")
-    for line in _summary(folder, Path(config.data.shards)):
+    for line in _summary(config):
         _say(line)
 
 
@@ -80,7 +82,7 @@ def _done(config: Config, stage: str, digest: str) -> bool:
         marked = json.loads(_marker(config, stage).read_text())["digest"]
     except (OSError, ValueError, KeyError):
         return False
-    return marked == digest and all(path.exists() for path in _products(config, stage))
+    return marked == digest and _made(config, stage)
 
 
 def _ended(config: Config, stage: str) -> bool:
@@ -89,20 +91,24 @@ def _ended(config: Config, stage: str) -> bool:
         from roadwork.training.checkpoint import reached_end
 
         return reached_end(Path(config.run.dir) / "checkpoints")
-    return all(path.exists() for path in _products(config, stage))
+    return _made(config, stage)
 
 
 def _marker(config: Config, stage: str) -> Path:
     return Path(config.run.dir) / "stages" / f"{stage}.json"
 
 
+def _made(config: Config, stage: str) -> bool:
+    """Whether what a finished stage leaves for the stages after it, or for the user, is there."""
+    if stage in ("shards", "shard_masks"):
+        return _built(config)
+    return all(path.exists() for path in _products(config, stage))
+
+
 def _products(config: Config, stage: str) -> list[Path]:
-    """What a finished stage leaves for the stages after it, or for the user."""
-    run, shards = Path(config.run.dir), Path(config.data.shards)
+    run = Path(config.run.dir)
     return {
-        "shards": [shards / "manifest.json"],
         "pseudo_masks": [masks_folder(config)],
-        "shard_masks": [shards / "manifest.json"],
         "find_lr": [run / "lr_finder.json"],
         "pretrain": [run / "best" / "model.safetensors", run / "metrics.jsonl"],
         "dora_folds": [run / "folds" / f"fold-{fold}" / "COMPLETE" for fold in range(config.folds.num_folds)],
@@ -111,10 +117,15 @@ def _products(config: Config, stage: str) -> list[Path]:
     }.get(stage, [])
 
 
+def _built(config: Config) -> bool:
+    """Whether the shards are whole, in a folder or behind a URL."""
+    return open_store(config.data.shards).size(MANIFEST) is not None
+
+
 def _command(config: Config, stage: str, options: Path) -> list[str]:
     if stage == "shards":
         if not config.pipeline.source:
-            if not Path(config.data.shards, "manifest.json").is_file():
+            if not _built(config):
                 raise UserError(f"no shards in {config.data.shards}; give --pipeline.source, or --data.shards DIR")
             return []
         build = ["--source", config.pipeline.source, "--out", config.data.shards, "--seed", str(config.seed)]
@@ -142,8 +153,14 @@ def _fairness(config: Config) -> list[str]:
 def _launch_options(config: Config) -> list[str]:
     gpus = _gpus(config)
     name = config.pipeline.accelerate_config or str(ROOT / "accelerate_configs" / ("gpu.yaml" if gpus else "cpu.yaml"))
-    processes = config.pipeline.processes or gpus
+    processes = config.pipeline.processes or _dividing(config, gpus)
     return ["--config_file", name, *(["--num_processes", str(processes)] if processes else [])]
+
+
+def _dividing(config: Config, gpus: int) -> int:
+    """The most GPUs over which an optimizer step divides; 0 without GPUs."""
+    total, micro = config.training.global_batch, config.training.micro_batch
+    return max((n for n in range(1, gpus + 1) if total % (n * micro) == 0), default=gpus)
 
 
 _QUIET = {"OMP_NUM_THREADS": "1"}
@@ -175,17 +192,18 @@ def _paths() -> Iterator[str]:
         yield os.environ["PYTHONPATH"]
 
 
-def _summary(folder: Path, shards: Path) -> Iterator[str]:
+def _summary(config: Config) -> Iterator[str]:
+    folder = Path(config.run.dir)
     places = {
         "report": folder / "report" / "index.html",
         "predictions": folder / "predictions.csv",
         "model": folder / "model",
         "TensorBoard": folder / "tensorboard",
-        "shards": shards,
     }
     yield ""
     for name, path in places.items():
         yield f"{name + ':':13} {path}{'' if path.exists() else ' (not made)'}"
+    yield f"{'shards:':13} {config.data.shards}{'' if _built(config) else ' (not made)'}"
     scores = folder / "evaluation.json"
     if scores.is_file():
         yield f"{'scores:':13} {scores}"

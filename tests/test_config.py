@@ -85,3 +85,8 @@ def test_accumulation_is_derived_and_an_indivisible_choice_names_what_works() ->
     assert "micro_batch 5" in str(caught.value)
     with pytest.raises(UserError, match="20 or 25"):
         accumulation(config, 5)
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_the_defaults_start_on_any_usual_node(gpus):
+    assert accumulation(Config(), gpus) == 8 // gpus

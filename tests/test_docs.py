@@ -150,9 +150,19 @@ def understand(words: list[str]) -> str:
     config = command_line.parse(stage, words[at + 1 :]).config
     if stage in ("pretrain", "find_lr", "pipeline"):
         assert "--data.shards" in words, f"{shlex.join(words)} trains on the shards of `make demo`"
-    if stage == "pretrain" and "--num_processes" in words:
-        accumulation(config, int(words[words.index("--num_processes") + 1]))
+    if stage == "pretrain" and (number := processes(words)):
+        accumulation(config, number)
     return "stage"
+
+
+def processes(words: list[str]) -> int:
+    """How many processes a command line starts, where it says so: to a launcher or to Slurm."""
+    said = {
+        name: int(value) for word in words if "=" in word for name, value in [word.split("=", 1)] if value.isdigit()
+    }
+    if "--gpus-per-node" in said:
+        return said.get("--nodes", 1) * said["--gpus-per-node"]
+    return int(words[words.index("--num_processes") + 1]) if "--num_processes" in words else 0
 
 
 def test_the_commands_of_the_pages_are_understood() -> None:

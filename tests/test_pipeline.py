@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 from roadwork import pipeline
 from roadwork.command_line import parse
+from roadwork.errors import UserError
 from roadwork.pipeline import describe
+from tests.data.sheets import build
 
 
 def test_fairness_measures_the_very_photos_of_the_run(capsys, tmp_path):
@@ -40,12 +44,41 @@ def test_a_stage_whose_product_is_gone_is_to_be_run_again(capsys, tmp_path):
 
 def test_the_closing_lines_name_every_place_and_what_is_not_there(tmp_path):
     (tmp_path / "model").mkdir()
-    lines = list(pipeline._summary(tmp_path, tmp_path / "shards"))
+    config = parse("pipeline", [f"--run.dir={tmp_path}", f"--data.shards={tmp_path / 'shards'}"]).config
+    lines = list(pipeline._summary(config))
     assert lines[0] == "" and f"model:        {tmp_path / 'model'}" in lines
     assert f"report:       {tmp_path / 'report' / 'index.html'} (not made)" in lines
     assert f"shards:       {tmp_path / 'shards'} (not made)" in lines and not any("scores" in line for line in lines)
     (tmp_path / "evaluation.json").touch()
-    assert list(pipeline._summary(tmp_path, tmp_path / "shards"))[-1] == f"scores:       {tmp_path / 'evaluation.json'}"
+    assert list(pipeline._summary(config))[-1] == f"scores:       {tmp_path / 'evaluation.json'}"
+
+
+def test_shards_behind_a_url_are_found(capsys, tmp_path):
+    build(tmp_path / "shards")
+    words = [
+        f"--run.dir={tmp_path}",
+        "--pipeline.stages=[shards,pretrain]",
+        f"--data.shards=file://{tmp_path / 'shards'}",
+    ]
+    config = parse("pipeline", words).config
+    describe(config)
+    assert "pretrain: to do" in capsys.readouterr().out
+    assert f"shards:       file://{tmp_path / 'shards'}" in pipeline._summary(config)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no shards in file://"):
+        describe(config)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "used"), [(0, ""), (1, "--num_processes 1"), (3, "--num_processes 2"), (8, "--num_processes 4")]
+)
+def test_a_step_that_does_not_divide_over_all_gpus_takes_fewer(capsys, tmp_path, monkeypatch, gpus, used):
+    """The demo's step is 4 micro-batches: its first command must work on a node of 8 GPUs, too."""
+    monkeypatch.setattr(pipeline, "_gpus", lambda _: gpus)  # this machine's number must not matter
+    demo = str(pipeline.ROOT / "launch" / "configs" / "demo.yaml")
+    describe(parse("pipeline", ["--config", demo, f"--run.dir={tmp_path}", "--pipeline.stages=[pretrain]"]).config)
+    said = capsys.readouterr().out
+    assert (f"--num_processes {used} " in said) if used else ("--num_processes" not in said)
 
 
 def test_a_training_that_was_stopped_is_not_done_though_its_ranks_exited_with_0(tmp_path):

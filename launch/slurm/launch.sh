@@ -18,8 +18,8 @@ roadwork_python() {
   else echo python3; fi
 }
 
-# The run folder and the folder of masks, a line each, from the stage's own reading of its options; a wrong option ends
-# the job here, with its one line.
+# The run folder and the folder of masks, a line each, from the stage's own reading of its options; an unknown option
+# ends the job here, with its one line.
 roadwork_folders() {
   local script=$1 options
   shift

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roadwork.config import Config
 from roadwork.data.cache import ShardCache, is_remote
 from roadwork.data.decode import Unreadable, decode_masks, decode_views, unpack_masks
 from roadwork.data.ranges import RangeReader
@@ -186,6 +187,12 @@ class ShardIndex:
     def padded_boxes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """View boxes of many samples: float32 [N, 12, 4], zeros behind each sample's last view."""
         return self._box_table[self._box_code[rows]]
+
+
+def open_split(config: Config, split: str) -> ShardIndex:
+    """One split of a run's shards, behind the run's cache where they are remote. Raises as `ShardIndex.open` does."""
+    data = config.data
+    return ShardIndex.open(data.shards, split, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:

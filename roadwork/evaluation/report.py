@@ -18,6 +18,8 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
+from roadwork.data.index import MANIFEST
+from roadwork.data.store import Store, open_store
 from roadwork.evaluation import plots
 from roadwork.evaluation.figures import evaluation_figures
 from roadwork.evaluation.photos import attention_words, jpeg, worst_photos
@@ -64,9 +66,9 @@ def render(content: Mapping[str, Any]) -> str:
 def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any = None) -> dict[str, Any]:
     """Everything that the page shows, as plain values and PNG data links. Missing files give None."""
     config = read_yaml(folder / "config.yaml")
-    shard_folder = Path(shards) if shards else Path((config or {}).get("data", {}).get("shards", "") or "missing")
+    store = open_store(shards or (config or {}).get("data", {}).get("shards", "") or "missing")
     evaluation = read_json(folder / "evaluation.json")
-    manifest = read_json(shard_folder / "manifest.json")
+    manifest = stored_json(store, MANIFEST)
     details = read_json(folder / "predict_details.json")
     model = read_json(folder / "model" / "config.json") or read_json(folder / "best" / "config.json")
     log = read_last_per_step(folder / "metrics.jsonl")
@@ -88,7 +90,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "figures": figures(folder, evaluation, details, manifest, scored, train),
         "photos": {name: data_link(jpeg(pixels), "image/jpeg") for name, pixels in pictures.items()},
         "masks": pseudo_masks([*mask_folders(folder, config, manifest)]),
-        "rejected": rejected(shard_folder),
+        "rejected": rejected(store),
         "skipped": skipped(folder),
         "spikes": read_last_per_step(folder / "spikes.jsonl"),
         "checkpoints": checkpoints(folder),
@@ -106,6 +108,14 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file, or None where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def stored_json(store: Store, name: str) -> Any:
+    """The same of a file beside the shards."""
+    try:
+        return json.loads(store.read(name))
     except (OSError, ValueError):
         return None
 
@@ -185,12 +195,13 @@ def pseudo_masks(folders: Iterable[Path]) -> dict[str, Any] | None:
     }
 
 
-def rejected(shards: Path) -> dict[str, Any] | None:
+def rejected(shards: Store) -> dict[str, Any] | None:
     """Counts by reason of what the build left out, with the first few; None where the file is missing."""
-    path = shards / "rejected.jsonl"
-    if not path.is_file():
+    try:
+        with shards.fetched("rejected.jsonl") as path:
+            lines = list(read_lines(path))
+    except OSError:
         return None
-    lines = list(read_lines(path))
     reasons = Counter(str(line.get("reason", "unknown")).partition(":")[0] for line in lines)
     return {"total": len(lines), "reasons": reasons.most_common(), "examples": lines[:5]}
 

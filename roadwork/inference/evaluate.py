@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from roadwork.config import Config
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, open_split
 from roadwork.data.record import DAYTIME, SCENE, WEATHER
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
@@ -51,10 +51,10 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Find shards, predictions and model. Raises UserError where there is nothing to score."""
     run = Path(config.run.dir)
-    index = ShardIndex.open(config.data.shards, config.predict.split)
+    index = open_split(config, config.predict.split)
     if len(index) == 0:
         raise UserError(f"split {config.predict.split} of {config.data.shards} is empty; give another --predict.split")
-    train = ShardIndex.open(config.data.shards, "train") if "train" in index.manifest["indexes"] else None
+    train = open_split(config, "train") if "train" in index.manifest["indexes"] else None
     notes: list[str] = []
     systems, chosen = _predicted(run, index, notes)
     model = next((run / name for name in ("model", "best") if (run / name / "config.json").is_file()), None)

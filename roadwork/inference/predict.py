@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from roadwork.config import Config
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, open_split
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.standing import challenge_standing, standing_words, synthetic_half
@@ -40,9 +40,9 @@ def prepare(config: Config) -> Prepared:
     """Find model, folds and shards. Raises UserError for whatever the stage could not work with."""
     check_options(config)
     folds = find_members(config)
-    train = ShardIndex.open(config.data.shards, "train")
-    val = ShardIndex.open(config.data.shards, "val") if "val" in train.manifest["indexes"] else None
-    target = ShardIndex.open(config.data.shards, config.predict.split)
+    train = open_split(config, "train")
+    val = open_split(config, "val") if "val" in train.manifest["indexes"] else None
+    target = open_split(config, config.predict.split)
     if len(target) == 0:
         raise UserError(f"split {config.predict.split} of {config.data.shards} is empty; give another --predict.split")
     synthetic_half(config)

@@ -19,7 +19,7 @@ from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 
 from roadwork.config import Config
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, open_split
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.metrics import group_codes
@@ -224,7 +224,7 @@ def prepare(config: Config) -> Prepared:
         raise UserError(f"folds.lora_alpha is {config.folds.lora_alpha:g}; give a number above 0, for example 32")
     if not config.folds.augment_scale >= 0:
         raise UserError(f"folds.augment_scale is {config.folds.augment_scale:g}; give a factor >= 0")
-    index = ShardIndex.open(config.data.shards, "train")
+    index = open_split(config, "train")
     data = fold_data(index, config)
     base = file_digest(best / "model.safetensors")
     identity = identity_of(config, base, data)

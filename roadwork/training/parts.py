@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from roadwork.config import Config
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, open_split
 from roadwork.data.loader import EvalLoader, TrainLoader
 from roadwork.data.order import EndlessOrder
 from roadwork.data.table import open_order, stream_digest
@@ -86,8 +86,7 @@ def build_data(config: Config) -> Data:
     Raises:
         UserError: shards missing or altered, an empty split, no vectors for a text field that is on.
     """
-    cache: dict[str, Any] = {"cache_dir": config.data.cache_dir, "cache_gib": config.data.cache_gib}
-    train, val = (ShardIndex.open(config.data.shards, split, **cache) for split in ("train", "val"))
+    train, val = (open_split(config, split) for split in ("train", "val"))
     for name, index in (("train", train), ("val", val)):
         if not len(index):
             raise UserError(f"{config.data.shards} has no photo in split {name}; build shards with more photos")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from roadwork.command_line import parse
 from roadwork.data.cache import ShardCache
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, open_split
 from roadwork.data.loader import TrainLoader
 from roadwork.data.order import EndlessOrder
 from roadwork.errors import UserError
@@ -139,3 +140,9 @@ def test_a_missing_remote_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="manifest.json is missing"):
         ShardIndex.open(url(tmp_path / "nowhere"), "train")
     shutil.rmtree(tmp_path / "nowhere", ignore_errors=True)
+
+
+def test_every_stage_opens_shards_behind_the_runs_cache(remote: Path, tmp_path: Path) -> None:
+    words = [f"--data.shards={url(remote)}", f"--data.cache_dir={tmp_path / 'mine'}", "--data.cache_gib=2"]
+    cache = open_split(parse("predict", [f"--run.dir={tmp_path}", *words]).config, "train").cache
+    assert cache is not None and cache.folder == tmp_path / "mine" and cache.limit == 2 << 30

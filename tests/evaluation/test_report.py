@@ -12,7 +12,7 @@ from roadwork.evaluation import plots
 from roadwork.evaluation.assess import evaluate
 from roadwork.evaluation.challenge import draw_challenges, standing
 from roadwork.evaluation.figures import uncalibrated
-from roadwork.evaluation.report import curves, number, read_probabilities, write_report
+from roadwork.evaluation.report import collect, curves, number, read_probabilities, write_report
 from roadwork.losses import TERMS
 from tests.evaluation.browser import look
 from tests.evaluation.fake_run import build_run, build_shards, probabilities
@@ -141,6 +141,15 @@ def test_damaged_files_do_not_stop_it(made, tmp_path):
     for name in ("evaluation.json", "config.yaml", "predict_details.json", "metrics.jsonl", "predictions.csv"):
         (tmp_path / name).write_text("{torn")
     assert "No result yet" in write_report(tmp_path).read_text()
+
+
+def test_what_lies_beside_remote_shards_is_read(made, tmp_path):
+    run, scored, _ = made
+    (tmp_path / "rejected.jsonl").write_text('{"row": 3, "reason": "no_image"}\n')
+    (tmp_path / "manifest.json").write_text((scored.folder / "manifest.json").read_text())
+    content = collect(run, shards=f"file://{tmp_path}")
+    assert content["manifest"] == scored.manifest and content["rejected"]["reasons"] == [("no_image", 1)]
+    assert collect(run, shards="file:///nowhere")["manifest"] is None
 
 
 def test_without_indexes_and_predictions_the_rest_is_there(made):
