@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from roadwork.config_ranges import SECTIONS, check_augment, check_loss, check_model, check_section, check_values
+from roadwork.config_ranges import SECTIONS, SEED, check_augment, check_loss, check_model, check_section, check_values
 from roadwork.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ PIPELINE = (
 def validate(config: Config) -> None:
     """Refuse impossible values and combinations, before any process group starts. Raises UserError."""
     training, model = config.training, config.model
+    SEED.check("seed", config.seed)
     check_model(model)
     check_augment(config.augment)
     check_loss(config.loss)

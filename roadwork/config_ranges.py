@@ -40,6 +40,7 @@ WEIGHT = Range("a weight >= 0")
 FOCUS = Range("a number >= 0 (0 is cross entropy)")
 BELOW_ONE = Range("a number in [0, 1)", high=math.nextafter(1, 0))
 ABOVE_ZERO = Range("a number > 0", above=True)
+SEED = Range("a whole number from 0 to 4294967295", high=2**32 - 1)
 _COUNT = Range("at least 1", low=1)
 _STEPS = Range("optimizer steps >= 0")
 _NONE_OR_MORE = Range("0 or more")
@@ -91,6 +92,11 @@ SECTIONS = {
     "training": TRAINING,
     "checkpoint": {"keep_every": _NONE_OR_MORE},
     "engine": {"timeout_s": ABOVE_ZERO, "threads": _NONE_OR_MORE},
+    "lr_finder": {
+        **dict.fromkeys(("start", "end", "divergence"), ABOVE_ZERO),
+        "steps": _COUNT,
+        "smoothing": BELOW_ONE,
+    },
     "monitoring": {"ceiling_tflops": _NONE_OR_MORE},
     "predict": {"batch": _COUNT},
     "pipeline": {"processes": _NONE_OR_MORE},

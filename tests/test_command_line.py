@@ -37,6 +37,10 @@ def changed(path: str, value: object) -> Config:
     [
         ("training.global_batch", 0, "training.global_batch is 0; give a number > 0"),
         ("training.micro_batch", -1, "training.micro_batch is -1"),
+        ("seed", -1, "seed is -1; give a whole number from 0 to 4294967295"),
+        ("seed", 2**32, "seed is 4294967296"),
+        ("lr_finder.start", 0.0, "lr_finder.start is 0.0; give a number > 0"),
+        ("lr_finder.steps", 0, "lr_finder.steps is 0; give at least 1"),
         ("training.learning_rate", math.nan, "training.learning_rate is nan; give a number > 0"),
         ("training.learning_rate", math.inf, "training.learning_rate is inf"),
         ("training.max_steps", -1, "training.max_steps is -1; give 0 or more"),

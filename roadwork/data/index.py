@@ -6,6 +6,7 @@ rename is the one instant at which new shards, weights or masks become visible t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -133,9 +134,9 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
+    @functools.cached_property
     def id(self) -> npt.NDArray[np.str_]:
-        """Id of each sample: str [n], written out anew at each call; `names` gives a few."""
+        """Id of each sample: str [n], written out when somebody asks; training needs a few, by `names`."""
         return np.char.decode(self.id_bytes, "utf-8")
 
     def names(self, rows: npt.ArrayLike) -> list[str]:
@@ -209,6 +210,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             remedy = f"finish the interrupted build, or run `{rebuild_command(root)}`"
             raise UserError(f"{path} is missing; {remedy}") from error
         raise UserError(f"{path} is missing; {_build(root)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); make it readable and start again") from error
     except ValueError as error:
         raise UserError(f"{path} is truncated or altered ({error}); run `{rebuild_command(root)}`") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
@@ -283,7 +286,7 @@ def _columns(file: io.BufferedIOBase, line: dict[str, Any]) -> Table:
     ValueError where it is not the file that the manifest's `line` tells of.
     """
     if hashlib.file_digest(file, "sha256").hexdigest() != line["sha256"]:
-        word = "truncated" if file.tell() < line["bytes"] else "altered"
+        word = "truncated" if file.seek(0, os.SEEK_END) < line["bytes"] else "altered"
         raise ValueError(f"is {word} (its SHA-256 differs from the manifest's)")
     file.seek(0)
     try:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -191,7 +192,8 @@ def _begin_writing(descriptor: int, start: int, size: int) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name whole and on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Containers of several machines may have equal process numbers, and a folder in common.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -95,7 +95,12 @@ class RemoteStore:
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes:
-        data: bytes = self._files.cat_file(self._path(name))
+        try:
+            data: bytes = self._files.cat_file(self._path(name))
+        except OSError:
+            raise
+        except Exception as error:  # backends raise what they like, for example where credentials are missing
+            raise OSError(f"{type(error).__name__}: {error}") from error
         return data
 
     def open(self, name: str) -> io.BytesIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -29,24 +30,36 @@ def mapped_table(folder: str | os.PathLike[str], name: str, key: str, weights: F
 
     `key` stands for the weights' content (an index file's hash): the weights are read only where the file is missing.
 
-    The first caller writes the file (atomically: several processes may try at once); later ones only map it, so that
-    all processes of a machine share its pages. Where the folder cannot be written, a temporary file takes its place.
+    The first caller writes the file, under a lock: a second one would replace it under those who have mapped it. Later
+    ones only map it, so that all processes of a machine share its pages. Where the folder cannot be written, a temporary
+    file takes its place, and where there is no room for that either, memory.
     """
     path = Path(folder) / f"{name}.cumulative-{key}.npy"
     if not path.exists():
-        table = cumulative_table(weights)
         try:
-            with atomic_file(path) as file:
-                np.save(file, table)
-            _remove_old(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path.with_name(f"{name}.cumulative.lock"), "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    with atomic_file(path) as file:
+                        np.save(file, cumulative_table(weights))
+                    _remove_old(path.parent)
         except OSError:
-            with tempfile.TemporaryFile() as file:
-                np.save(file, table)
-                file.flush()
-                return _mapped(f"/proc/self/fd/{file.fileno()}")
+            return _unshared(cumulative_table(weights))
     with contextlib.suppress(OSError):  # a folder that can only be read: nobody removes anything there
         os.utime(path)
     return _mapped(path)
+
+
+def _unshared(table: Floats) -> Floats:
+    """The table in a file without a name, or as it is."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            np.save(file, table)
+            file.flush()
+            return _mapped(f"/proc/self/fd/{file.fileno()}")
+    except OSError:
+        return table
 
 
 def _remove_old(folder: Path) -> None:

@@ -14,6 +14,8 @@ from roadwork.evaluation import metrics
 
 BLUE, ORANGE, GREY, GREEN = "#1f6fb4", "#e07b00", "#8a8a8a", "#2b8a3e"
 CLASSES = ("no roadwork", "roadwork")
+MAPPED = 50_000
+"""Photos on a map: a picture shows no more, and rank 0 draws it before a run's first step."""
 
 
 def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Any]:
@@ -129,9 +131,11 @@ def map_figure(
 ) -> Figure | None:
     """Training photos by their draws, held-out photos and the target region's centres, in degrees; None without places.
 
-    latitude, longitude, weight [N] (nan: unknown); centres [K, 2] latitude and longitude.
+    latitude, longitude, weight [N] (nan: unknown); centres [K, 2] latitude and longitude. Of many photos every so many-th
+    is drawn, at most twice MAPPED in all.
     """
-    latitude, longitude, weight = (np.asarray(v, dtype=np.float64) for v in (latitude, longitude, weight))
+    every = max(1, len(latitude) // MAPPED)
+    latitude, longitude, weight = (np.asarray(v[::every], dtype=np.float64) for v in (latitude, longitude, weight))
     known = np.isfinite(latitude) & np.isfinite(longitude)
     if not known.any():
         return None

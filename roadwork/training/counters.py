@@ -41,6 +41,8 @@ class Counters:
     """SHA-256 of the photos and weights that the order draws from; empty: likewise."""
     select_on: str = ""
     """What `best_mcc` is an MCC of (`training.select_on`); empty: likewise."""
+    optimizer: str = ""
+    """Whose state the checkpoint holds (`optimizer.name`); empty: likewise."""
 
     @property
     def metric(self) -> str:
@@ -65,6 +67,11 @@ class Counters:
             raise UserError(
                 f"{path} was trained on other photos or weights (the shards were built anew or reweighted, or "
                 "data.gps_weighted changed); the order of samples depends on them: give the same, or another --run.dir"
+            )
+        if self.optimizer not in ("", now.optimizer):
+            raise UserError(
+                f"{path} holds the state of optimizer.name {self.optimizer}, this launch has {now.optimizer}: give the "
+                "same, or another --run.dir with --model.init_from"
             )
         if self.select_on not in ("", now.select_on):
             raise UserError(

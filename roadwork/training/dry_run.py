@@ -47,9 +47,9 @@ def describe(config: Config) -> None:
     """
     processes = launched_world_size()
     micro_steps = accumulation(config, processes)
+    on_cpu = set_up_device(config)
     data = build_data(config)
     made = build_model(config, data.view_size)
-    on_cpu = set_up_device(config)
     settings = zero_settings(config, on_cpu)
     if launched_rank():
         return

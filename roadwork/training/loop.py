@@ -64,7 +64,6 @@ class Trainer:
         self.lock = lock_run(engine, self.folder)
         self.fixed_rate: float | None = None
         if engine.is_main and not subfolder:
-            options.save(config, self.folder / "config.yaml")
             mend_folder(self.folder / "best")
         self.steps_total = data.steps
         self.micro_steps = options.accumulation(config, engine.world_size)
@@ -74,6 +73,8 @@ class Trainer:
         self.heart = Heartbeat(self.folder, engine.rank, engine.world_size, config.engine.timeout_s)
         self._build(made)
         self.counters = Counters() if subfolder else self._resume()
+        if engine.is_main and not subfolder:  # not before: a launch that is refused must not change a run's options
+            options.save(config, self.folder / "config.yaml")
         self.journal = Journal(config, self.folder, engine.is_main, self.counters.step, subfolder)
 
     def _build(self, made: Made) -> None:
@@ -110,6 +111,7 @@ class Trainer:
             order=data.kind,
             photos=data.photos,
             select_on=config.training.select_on,
+            optimizer=config.optimizer.name,
         )
         path = self.checkpoints.newest()
         if path is None:
@@ -349,8 +351,7 @@ class Trainer:
 
     def _guard(self, record: dict[str, Any]) -> None:
         """A step with a NaN or infinite gradient was skipped by every rank; some in a row end the run. Spikes are noted."""
-        rows = self.counts.samples(record["step"] - 1)
-        photos = [str(self.data.train.id[row]) for row in rows]
+        photos = self.data.train.names(self.counts.samples(record["step"] - 1))
         if not record["nonfinite_steps"]:
             self.counters.nonfinite_steps = 0
             usual = self.spikes.usual(record["loss"])
@@ -461,7 +462,8 @@ class Trainer:
             return
         counters.finished = True
         self._save()
-        self.checkpoints.wait()
+        if not self.engine.broadcast_object(self.checkpoints.wait()):
+            raise UserError("the last checkpoint could not be written; make room and launch again")
         chosen_by = "val_challenge_mcc" if counters.select_on == "challenge" else "val_mcc"
         with self.journal.board() as board:
             board.hparams(self.config, {chosen_by: counters.best_mcc}, self.config.run.dir)

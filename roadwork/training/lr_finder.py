@@ -15,7 +15,7 @@ from torch import Tensor
 
 from roadwork.config import Config, LrFinderConfig, accumulation
 from roadwork.data.batch import Batch
-from roadwork.engine import Engine, launched_rank, launched_world_size
+from roadwork.engine import Engine, launched_rank, launched_world_size, set_up_device
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.monitoring.progress import Progress
 from roadwork.training.atomic import write_atomic
@@ -83,6 +83,7 @@ def find_learning_rate(config: Config) -> RangeTest | None:
         the test; None where a stop signal cut it short: the files are then absent, also those of an earlier test.
     """
     accumulation(config, launched_world_size())
+    set_up_device(config)  # `model.backbone auto` asks what there is
     data = build_data(config)
     made = build_model(config, data.view_size)
     folder = prepare_folder(config)

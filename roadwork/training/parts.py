@@ -90,6 +90,8 @@ def build_data(config: Config) -> Data:
     for name, index in (("train", train), ("val", val)):
         if not len(index):
             raise UserError(f"{config.data.shards} has no photo in split {name}; build shards with more photos")
+    if not (val.label >= 0).any():
+        raise UserError(f"{config.data.shards} has no label in split val, which chooses the weights; label some photos")
     if (
         config.model.metadata
         and "text" in config.model.metadata_fields

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadwork.config import Config, accumulation
-from roadwork.engine import Engine, launched_rank, launched_world_size
+from roadwork.engine import Engine, launched_rank, launched_world_size, set_up_device
 from roadwork.errors import UserError
 from roadwork.evaluation.standing import synthetic_half
 from roadwork.monitoring.console import quiet_libraries
@@ -29,6 +29,7 @@ def pretrain(config: Config) -> Counters:
         UserError: options, shards or a run folder that cannot work.
     """
     accumulation(config, launched_world_size())
+    set_up_device(config)  # `model.backbone auto` asks what there is
     data = build_data(config)
     if config.training.select_on == "challenge":
         synthetic_half(config)  # refused now, not at the first validation

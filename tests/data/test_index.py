@@ -188,3 +188,15 @@ def test_training_holds_no_text(folder: Path) -> None:
     """Names are bytes or codes until somebody asks; as text they would be more than half of an index in memory."""
     index = ShardIndex.open(folder, "train")
     assert [name for name, v in vars(index).items() if isinstance(v, np.ndarray) and v.dtype.kind == "U"] == []
+
+
+def test_a_remote_index_is_told_altered_from_truncated(folder: Path) -> None:
+    (path,) = folder.glob("train.index-*.npz")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is altered"):
+        ShardIndex.open(f"file://{folder}", "train")
+    path.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="is truncated"):
+        ShardIndex.open(f"file://{folder}", "train")

@@ -1,6 +1,8 @@
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -171,16 +173,42 @@ def test_a_mapped_table_outlives_other_weights_while_runs_may_use_it(tmp_path: P
     mapped_table(tmp_path, "train", "a1", weights)
     mapped_table(tmp_path, "train", "b2", weights)
     opened_last = time.time() - (table.KEPT_DAYS + 1) * 86400
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*.npy"):
         os.utime(path, (opened_last, opened_last))
     mapped_table(tmp_path, "train", "b2", weights)
     mapped_table(tmp_path, "train", "c3", weights)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.cumulative-b2.npy", "train.cumulative-c3.npy"]
+    assert sorted(path.name for path in tmp_path.glob("*.npy")) == [
+        "train.cumulative-b2.npy",
+        "train.cumulative-c3.npy",
+    ]
 
 
-def test_a_table_is_mapped_where_its_folder_cannot_be_written(tmp_path: Path) -> None:
+def test_a_table_is_there_where_its_folder_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
     mapped = mapped_table(tmp_path / "file" / "in", "train", "a1", np.ones(7))
     assert isinstance(mapped, np.memmap) and (mapped == np.arange(1.0, 8.0)).all()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert (mapped_table(tmp_path / "file" / "in", "train", "a1", np.ones(7)) == np.arange(1.0, 8.0)).all()
+
+
+def test_a_table_that_another_process_makes_is_waited_for_and_never_replaced(tmp_path: Path) -> None:
+    """Others have mapped it then; on a network file system they would die of it."""
+    path = tmp_path / "new" / "train.cumulative-a1.npy"
+    path.parent.mkdir()
+    code = f"""
+import numpy as np
+from roadwork.data.table import mapped_table
+print("asked", flush=True)
+print(mapped_table({str(path.parent)!r}, "train", "a1", np.ones(3))[-1])
+"""
+    with open(path.with_name("train.cumulative.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None and other.stdout.readline() == "asked\n"
+        time.sleep(0.5)
+        assert not path.exists()
+        np.save(path, np.array([1.0, 2.0, 42.0]))
+    assert other.communicate(timeout=60)[0] == "42.0\n"
 
 
 def test_a_split_opens_its_own_order(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from roadwork.data.cache import is_remote
+from roadwork.data.index import read_manifest
 from roadwork.data.shards import atomic_file
 from roadwork.data.store import LocalStore, RemoteStore, Store, open_store
 from roadwork.errors import UserError
@@ -116,3 +118,18 @@ def test_a_local_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         store.write("a", b"new")
     assert store.read("a") == b"old" and store.names() == ["a"]
+
+
+class Locked(MemoryFileSystem):
+    """A backend whose errors are its own."""
+
+    protocol = "locked"
+
+    def cat_file(self, path, **_):
+        raise RuntimeError("no credentials found")
+
+
+def test_whatever_a_backend_raises_is_one_line() -> None:
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    with pytest.raises(UserError, match=r"manifest.json cannot be read \(RuntimeError: no credentials found\)"):
+        read_manifest("locked://shards")

@@ -191,3 +191,11 @@ def test_a_map_needs_one_place_and_adds_draws_of_the_same_one() -> None:
     draws = figure.axes[0].collections[0].get_offsets()
     assert len(draws) == 1, "two photos of one corner are one spot"
     assert min(drawn(figure).size) > 100
+
+
+def test_a_map_of_very_many_photos_draws_a_part_of_them(monkeypatch):
+    """A run's first rank draws it before the first step, while the others wait."""
+    monkeypatch.setattr(plots, "MAPPED", 10)
+    places = np.linspace(-60.0, 60.0, 105)
+    figure = plots.map_figure(places, places, np.ones(105))
+    assert 10 <= len(figure.axes[0].collections[0].get_offsets()) <= 20

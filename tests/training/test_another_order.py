@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from roadwork.config import Config
+from roadwork.data.index import ShardIndex, update_index
 from roadwork.data.reweight import reweight
 from roadwork.errors import UserError
 from roadwork.training.counters import Counters
@@ -66,3 +68,17 @@ def test_best_weights_are_chosen_by_one_figure_to_the_end(config: Config, tmp_pa
     before.check_same_run(replace(before, step=3), tmp_path)
     with pytest.raises(UserError, match="chosen by training.select_on mcc, this launch has challenge"):
         before.check_same_run(replace(before, select_on="challenge"), tmp_path)
+
+
+def test_the_state_of_another_optimizer_is_refused(config: Config, tmp_path: Path) -> None:
+    before = replace(counters(build_data(config)), optimizer="adamw")
+    before.check_same_run(replace(before, step=3), tmp_path)
+    with pytest.raises(UserError, match="optimizer.name adamw, this launch has sophia"):
+        before.check_same_run(replace(before, optimizer="sophia"), tmp_path)
+
+
+def test_a_validation_split_without_a_label_is_refused(config: Config) -> None:
+    val = ShardIndex.open(config.data.shards, "val")
+    update_index(config.data.shards, {"val": {"label": np.full(len(val), -1)}})
+    with pytest.raises(UserError, match="has no label in split val"):
+        build_data(config)

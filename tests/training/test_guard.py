@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from roadwork.errors import UserError
 from roadwork.monitoring.runlog import read_lines
-from roadwork.training.checkpoint import complete_checkpoints
+from roadwork.training.checkpoint import Checkpointer, complete_checkpoints
 from roadwork.training.loop import Trainer
 from roadwork.training.spikes import ENOUGH
 from tests.training.small_trainer import Make, make_trainer, sheets  # noqa: F401 - fixtures
@@ -24,7 +25,7 @@ class Scaled(Trainer):
 
     def _micro_step(self, step: int, micro: int, batch: Any, counts: Any) -> Any:
         self.photos = getattr(self, "photos", {})
-        self.photos.setdefault(step, []).extend(str(self.data.train.id[row]) for row in batch.sample.tolist())
+        self.photos.setdefault(step, []).extend(self.data.train.names(batch.sample.numpy()))
         healthy, factor = self.loss, self.factors.get(step, 1.0)
 
         def scaled(*given: Any) -> Any:
@@ -69,3 +70,31 @@ def test_a_loss_that_stands_out_is_noted_with_the_photos_of_its_step(trainer: Ma
     assert line["step"] == 2 and line["loss"] > 100 > line["usual"]
     assert sorted(line["photos"]) == sorted(made.photos[1]) and len(line["photos"]) == 4
     assert sorted(line["photos"]) != sorted(made.photos[0]) != sorted(made.photos[2])
+
+
+def test_no_step_writes_out_the_names_of_all_photos(trainer: Make) -> None:
+    """Done once per step, it would take longer than the step from some ten thousand photos on."""
+    made = trainer("--training.max_steps=2")
+    made.run()
+    assert "id" not in vars(made.data.train)
+
+
+def test_a_launch_that_is_refused_leaves_the_runs_options_alone(trainer: Make, tmp_path: Path) -> None:
+    trainer("--training.max_steps=1").run()
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match="with seed 0, this launch has 5"):
+        trainer("--training.max_steps=1", "--seed=5")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_run_whose_last_checkpoint_is_not_on_disk_has_not_finished(
+    trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Checkpointer, "_write", full)
+        with pytest.raises(UserError, match="the last checkpoint could not be written"):
+            trainer("--training.max_steps=1").run()
+    assert trainer("--training.max_steps=1").run().finished
