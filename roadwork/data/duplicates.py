@@ -23,6 +23,8 @@ MAX_BITS = 4
 SIDE = 32
 """Side of the picture whose DCT imagehash takes; an area average to it spares imagehash a slower filter of its own."""
 
+_worker: dict[str, Source] = {}
+
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """Luma uint8 [32, 32] of uint8 [H, W, 3] or [H, W]: all that `photo_hash` looks at. Smaller pictures stay as they are."""
@@ -89,8 +91,17 @@ def hash_photos(source: Source, refs: Sequence[Ref], processes: int = 0) -> list
     workers = min(processes or os.cpu_count() or 1, len(chunks))
     if workers <= 1:
         return [h for chunk in chunks for h in _hash_chunk(source, chunk)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return [h for part in pool.map(_hash_chunk, [source] * len(chunks), chunks) for h in part]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source,)) as pool:
+        return [h for part in pool.map(_hash_in_worker, chunks) for h in part]
+
+
+def _start_worker(source: Source) -> None:
+    """A source may list millions of rows: each worker is sent it once."""
+    _worker["source"] = source
+
+
+def _hash_in_worker(refs: Sequence[Ref]) -> list[str]:
+    return _hash_chunk(_worker["source"], refs)
 
 
 def _hash_chunk(source: Source, refs: Sequence[Ref]) -> list[str]:

@@ -72,7 +72,7 @@ Drawn = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Anything that photos can be read from. Must be picklable: `load` runs in worker processes."""
+    """Anything that photos can be read from. Must be picklable: `load` and `stamp` run in worker processes."""
 
     name: str
     extra_columns: list[str]
@@ -430,6 +430,10 @@ class CsvSource:
         if not self.table:
             raise UserError(f"source {self.name}: no photo below the header")
         self.extra_columns = sorted(set(names) - set(_CSV_COLUMNS) - {""})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Paths alone: worker processes `load` and `stamp`, and need nothing else of a table of millions of rows."""
+        return self.__dict__ | {"table": [{"path": row["path"]} for row in self.table]}
 
     @staticmethod
     def _row(raw: dict[str, Any]) -> dict[str, Any]:

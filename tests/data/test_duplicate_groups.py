@@ -87,6 +87,24 @@ def test_what_does_not_decode_has_no_hash_and_joins_nobody() -> None:
     assert hash_photos(Pictures([]), []) == []
 
 
+class CountedPictures(Pictures):
+    """Counts in how many pieces it was sent to another process."""
+
+    sent = 0
+
+    def __getstate__(self) -> dict:
+        type(self).sent += 1
+        return self.__dict__
+
+
+def test_processes_are_sent_the_source_once_each_and_hash_alike() -> None:
+    photos = [encode(scene(i % 5, 48, 32)) for i in range(64 * 5 + 3)]
+    CountedPictures.sent = 0
+    hashes = hash_photos(CountedPictures(photos), refs(len(photos)), processes=2)
+    assert CountedPictures.sent <= 2
+    assert hashes == hash_photos(Pictures(photos), refs(len(photos)), processes=1) and len(set(hashes)) == 5
+
+
 def test_groups_of_copies_become_one_and_drag_their_own_along() -> None:
     """v3 holds a copy of v1's photo and one of v2's: all three are one group, and v4 stays alone."""
     photos = [encode(x) for x in (A, B, A, B, C)]
