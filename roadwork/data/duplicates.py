@@ -40,29 +40,29 @@ def photo_hash(image: np.ndarray) -> str:
 
 
 def near_pairs(hashes: Sequence[str], max_bits: int = MAX_BITS) -> Iterator[tuple[int, int]]:
-    """All pairs i < j whose hashes differ in at most max_bits bits.
+    """All pairs i < j whose hashes differ in at most max_bits bits, each told once and none of them kept.
 
     Exact: of max_bits + 1 bands at least one is equal in such a pair (pigeonhole), so only photos that share a
-    band are compared. A flat photo (hash 0 or all ones) matches nothing: it says nothing about what is seen.
+    band are compared, and a pair is told in the first band that it shares. A flat photo (hash 0 or all ones) matches
+    nothing: it says nothing about what is seen.
     """
     values = np.array([int(h, 16) for h in hashes], dtype=np.uint64)
     telling = (values != 0) & (values != np.uint64(0xFFFFFFFFFFFFFFFF))
     edges = [64 * k // (max_bits + 1) for k in range(max_bits + 2)]
-    seen: set[tuple[int, int]] = set()
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+    bands = [np.uint64((1 << high) - (1 << low)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    for number, band in enumerate(bands):
         buckets: dict[int, list[int]] = defaultdict(list)
         for i in np.flatnonzero(telling):
-            buckets[int(band[i])].append(int(i))
+            buckets[int(values[i] & band)].append(int(i))
         for members in buckets.values():
             rows = np.array(members)
             for at in range(len(rows) - 1):
-                bits = np.bitwise_count(values[rows[at + 1 :]] ^ values[rows[at]])
-                for other in rows[at + 1 :][bits <= max_bits]:
-                    pair = (int(rows[at]), int(other))
-                    if pair not in seen:
-                        seen.add(pair)
-                        yield pair
+                differing = values[rows[at + 1 :]] ^ values[rows[at]]
+                near = np.bitwise_count(differing) <= max_bits
+                for earlier in bands[:number]:
+                    near &= differing & earlier != 0
+                for other in rows[at + 1 :][near]:
+                    yield int(rows[at]), int(other)
 
 
 def merge_groups_of_duplicates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
@@ -133,6 +134,18 @@ def test_pairs_are_all_that_are_near_and_each_is_told_once(values: list[int], mo
         if (values[i] ^ values[j]).bit_count() <= most
     }
     assert set(found) == expected and len(found) == len(expected)
+
+
+def test_pairs_of_a_fixed_camera_take_no_memory() -> None:
+    """Thousands of photos that all look alike are millions of pairs: they are told one by one."""
+    hashes = [f"{0x123456789ABCDEF0 ^ (1 << i % 4):016x}" for i in range(400)]
+    tracemalloc.start()
+    try:
+        told = sum(1 for _ in near_pairs(hashes))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert told == 400 * 399 // 2 and peak < 2**20
 
 
 def test_a_copy_of_a_test_photo_is_kept_out_of_training() -> None:
