@@ -76,6 +76,8 @@ REPAIRED: dict[str, tuple[str, dict[str, Any]]] = {
 REJECTED: dict[str, tuple[str, dict[str, Any]]] = {
     "label of another task": ("label_outside_0_1: 2.0", {"label": 2}),
     "an id of\u2028two lines": ("label_outside_0_1: 3.0", {"label": 3}),
+    "an id of\rtwo lines": ("id_control_character", {}),
+    "an id of\x85two lines": ("id_control_character", {}),
     "half a label": ("label_outside_0_1: 0.5", {"label": 0.5}),
     "no photo": ("no_image", {"image": None}),
     "no bytes": ("no_image", {"image": picture(b"")}),
