@@ -23,6 +23,8 @@ MAX_BITS = 4
 SIDE = 32
 """Side of the picture whose DCT imagehash takes; an area average to it spares imagehash a slower filter of its own."""
 
+_worker: dict[str, Source] = {}
+
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """Luma uint8 [32, 32] of uint8 [H, W, 3] or [H, W]: all that `photo_hash` looks at. Smaller pictures stay as they are."""
@@ -38,29 +40,29 @@ def photo_hash(image: np.ndarray) -> str:
 
 
 def near_pairs(hashes: Sequence[str], max_bits: int = MAX_BITS) -> Iterator[tuple[int, int]]:
-    """All pairs i < j whose hashes differ in at most max_bits bits.
+    """All pairs i < j whose hashes differ in at most max_bits bits, each told once and none of them kept.
 
     Exact: of max_bits + 1 bands at least one is equal in such a pair (pigeonhole), so only photos that share a
-    band are compared. A flat photo (hash 0 or all ones) matches nothing: it says nothing about what is seen.
+    band are compared, and a pair is told in the first band that it shares. A flat photo (hash 0 or all ones) matches
+    nothing: it says nothing about what is seen.
     """
     values = np.array([int(h, 16) for h in hashes], dtype=np.uint64)
     telling = (values != 0) & (values != np.uint64(0xFFFFFFFFFFFFFFFF))
     edges = [64 * k // (max_bits + 1) for k in range(max_bits + 2)]
-    seen: set[tuple[int, int]] = set()
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+    bands = [np.uint64((1 << high) - (1 << low)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    for number, band in enumerate(bands):
         buckets: dict[int, list[int]] = defaultdict(list)
         for i in np.flatnonzero(telling):
-            buckets[int(band[i])].append(int(i))
+            buckets[int(values[i] & band)].append(int(i))
         for members in buckets.values():
             rows = np.array(members)
             for at in range(len(rows) - 1):
-                bits = np.bitwise_count(values[rows[at + 1 :]] ^ values[rows[at]])
-                for other in rows[at + 1 :][bits <= max_bits]:
-                    pair = (int(rows[at]), int(other))
-                    if pair not in seen:
-                        seen.add(pair)
-                        yield pair
+                differing = values[rows[at + 1 :]] ^ values[rows[at]]
+                near = np.bitwise_count(differing) <= max_bits
+                for earlier in bands[:number]:
+                    near &= differing & earlier != 0
+                for other in rows[at + 1 :][near]:
+                    yield int(rows[at]), int(other)
 
 
 def merge_groups_of_duplicates(
@@ -89,8 +91,17 @@ def hash_photos(source: Source, refs: Sequence[Ref], processes: int = 0) -> list
     workers = min(processes or os.cpu_count() or 1, len(chunks))
     if workers <= 1:
         return [h for chunk in chunks for h in _hash_chunk(source, chunk)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return [h for part in pool.map(_hash_chunk, [source] * len(chunks), chunks) for h in part]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source,)) as pool:
+        return [h for part in pool.map(_hash_in_worker, chunks) for h in part]
+
+
+def _start_worker(source: Source) -> None:
+    """A source may list millions of rows: each worker is sent it once."""
+    _worker["source"] = source
+
+
+def _hash_in_worker(refs: Sequence[Ref]) -> list[str]:
+    return _hash_chunk(_worker["source"], refs)
 
 
 def _hash_chunk(source: Source, refs: Sequence[Ref]) -> list[str]:

@@ -163,7 +163,7 @@ def make_plan(source: Source, options: BuildOptions) -> Plan:
 
 
 def _first(rejected: Sequence[Rejection]) -> str:
-    return f"{rejected[0].reason} (id {rejected[0].id})" if rejected else "there are none"
+    return f"{rejected[0].reason} (id {repr(rejected[0].id)[1:-1]})" if rejected else "there are none"
 
 
 def scan(lines: Iterable[Row]) -> tuple[list[Ref], list[Record], list[Rejection], int]:

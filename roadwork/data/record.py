@@ -71,6 +71,7 @@ PROVENANCE = {
 }
 """Fields that nothing is learned from, and their columns: the leak audit alone looks at them."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DIGITS, _MIXED = re.compile(r"\d+"), re.compile(r"[A-Za-z]*0[A-Za-z]+0[A-Za-z0]*")
 ROADS_SOUTH, ROADS_NORTH = -60.0, 80.0
 """Degrees of latitude between which there are roads: south of them is Antarctica alone."""
@@ -128,15 +129,13 @@ def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
 def parse_row(row: Mapping[str, Any]) -> Record:
     """A row of the public schema to a Record (masks stay encoded in `extra["masks"]`).
 
-    Raises Rejected for a missing id or a label outside {0, 1}.
+    Raises Rejected for an id that is missing or holds a control character, or a label outside {0, 1}.
     """
     row = flatten(row)
     notes: list[str] = []
-    if row.get("id") is None or str(row["id"]).strip() == "":
-        raise Rejected("missing_id")
     latitude, longitude = parse_gps(row.get("gps"), notes)
     return Record(
-        id=str(row["id"]).strip(),
+        id=parse_id(row.get("id")),
         image=image_bytes(row.get("image")),
         label=parse_label(row.get("label")),
         latitude=latitude,
@@ -152,6 +151,16 @@ def parse_row(row: Mapping[str, Any]) -> Record:
         repairs=tuple(notes),
         extra={"masks": row["masks"]} if row.get("masks") is not None else {},
     )
+
+
+def parse_id(value: Any) -> str:
+    """An id without outer blanks. Raises Rejected for none, or one that would break a line of a CSV or of a log."""
+    text = "" if value is None else str(value).strip()
+    if not text:
+        raise Rejected("missing_id")
+    if _CONTROL.search(text):
+        raise Rejected("id_control_character")
+    return text
 
 
 def image_bytes(value: Any) -> bytes:

@@ -16,9 +16,9 @@ Row = tuple[Ref, dict[str, Any]]
 def sample(rows: Iterable[Row], most: int) -> tuple[Iterable[Row], int]:
     """About `most` of a source's rows in their order, and how many are left out; all rows where `most` is 0.
 
-    A row group is transferred as a whole, so each split takes the fewest row groups that hold its share, evenly spaced
-    over the source, and evenly spaced rows of them: neighbours are often of one video or one label. At least one row
-    of each split. What is chosen depends on the source's rows and `most` alone.
+    A row group is transferred up to its last chosen row, so each split takes the fewest row groups that hold its share,
+    evenly spaced over the source, and evenly spaced rows of them: neighbours are often of one video or one label. At
+    least one row of each split. What is chosen depends on the source's rows and `most` alone.
     """
     if not most:
         return rows, 0

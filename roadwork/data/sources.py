@@ -62,6 +62,9 @@ _CSV_COLUMNS = (
     "city_name",
 )
 
+_READ_AT_ONCE = 4 << 20
+"""Bytes of a column that are asked for together; without such a bound Arrow reads a row group's columns as a whole."""
+
 Ref = tuple[int, int, int]
 """File, row group and row within it."""
 Drawn = Callable[[int, int], None]
@@ -69,7 +72,7 @@ Drawn = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Anything that photos can be read from. Must be picklable: `load` runs in worker processes."""
+    """Anything that photos can be read from. Must be picklable: `load` and `stamp` run in worker processes."""
 
     name: str
     extra_columns: list[str]
@@ -224,22 +227,30 @@ class ParquetSource:
         position = 0
         while position < len(refs):
             number, group = refs[position][:2]
-            end = position
-            while end < len(refs) and refs[end][:2] == (number, group):
+            end = position + 1
+            while end < len(refs) and refs[end][:2] == (number, group) and refs[end - 1] < refs[end]:
                 end += 1
             with _reading(self.files[number].url):
                 yield from self._load_group(number, group, refs[position:end])
             position = end
 
     def _load_group(self, number: int, group: int, refs: Sequence[Ref]) -> Iterator[tuple[Ref, bytes, bytes | None]]:
+        """Rows of one group that ascend, streamed up to the last of them: a group may be a whole file of many GB."""
         with fsspec.open(self.files[number].url, "rb") as stream:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, buffer_size=_READ_AT_ONCE, pre_buffer=False)
             columns = [name for name in ("image", "masks") if name in file.schema_arrow.names]
-            table = file.read_row_group(group, columns=columns)
-        for ref in refs:
-            image = image_bytes(table["image"][ref[2]].as_py())
-            masks = image_bytes(table["masks"][ref[2]].as_py()) if "masks" in columns else b""
-            yield ref, image, masks or None
+            start, wanted = 0, 0
+            for batch in file.iter_batches(16, row_groups=[group], columns=columns, use_threads=False):
+                while refs[wanted][2] < start + batch.num_rows:
+                    row = refs[wanted][2] - start
+                    image = image_bytes(batch["image"][row].as_py())
+                    masks = image_bytes(batch["masks"][row].as_py()) if "masks" in columns else b""
+                    yield refs[wanted], image, masks or None
+                    wanted += 1
+                    if wanted == len(refs):
+                        return
+                start += batch.num_rows
+        raise IndexError(f"row group {group} has {start} rows, row {refs[wanted][2]} was there before")
 
     def stamp(self, ref: Ref) -> str:
         return self.files[ref[0]].stamp
@@ -419,6 +430,10 @@ class CsvSource:
         if not self.table:
             raise UserError(f"source {self.name}: no photo below the header")
         self.extra_columns = sorted(set(names) - set(_CSV_COLUMNS) - {""})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Paths alone: worker processes `load` and `stamp`, and need nothing else of a table of millions of rows."""
+        return self.__dict__ | {"table": [{"path": row["path"]} for row in self.table]}
 
     @staticmethod
     def _row(raw: dict[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def _count_faults(root: Path | str, store: Store, manifest: dict[str, Any]) -> I
             yield f"{file_in(root, MANIFEST)}: {facts['photos']} photos in {split}, its shards hold {count}"
     path = file_in(root, "rejected.jsonl")
     try:
-        lines = [json.loads(line) for line in store.read("rejected.jsonl").decode().splitlines()]
+        # As bytes: text would also end a line at U+2028 and the like, which JSON leaves within an id as they are.
+        lines = [json.loads(line) for line in store.read("rejected.jsonl").splitlines()]
     except OSError:
         yield f"{path}: missing"
         return

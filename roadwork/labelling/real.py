@@ -95,12 +95,18 @@ class CocoMasks:
         return None
 
     def label(self, photo: Photo, limits: Limits) -> PhotoMasks | None:
-        """Masks of a photo, or None where the file does not know it. Raises ValueError for a damaged annotation."""
+        """Masks of a photo, or None where the file does not know it. Raises ValueError for a damaged annotation, or one
+        of another shape than the photo's (of another size is fine: masks are scaled)."""
         image_id = self.find(photo.id)
         if image_id is None:
             return None
         image = self.images[image_id]
         height, width = int(image["height"]), int(image["width"])
+        if abs(width * photo.height - height * photo.width) > max(photo.width, photo.height):
+            raise ValueError(
+                f"annotated as {width}x{height} pixels, but the upright photo has {photo.width}x{photo.height}: another "
+                f"photo, or drawn on it before its EXIF rotation"
+            )
         canvas = Canvas(photo.width, photo.height, limits)
         box = (0, 0, photo.width, photo.height)
         for class_index, segmentation in self.by_image[image_id]:

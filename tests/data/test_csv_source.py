@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path, photo: bytes) -> None:
     second = made.stamp((0, 0, 0))
     (tmp_path / "a.jpg").unlink()
     assert len({first, second, made.stamp((0, 0, 0))}) == 3 and made.stamp((0, 0, 0)) == "missing"
+
+
+def test_another_process_is_sent_the_paths_alone_and_loads_the_same(tmp_path: Path, photo: bytes) -> None:
+    row = f'"deep/b c.jpg",1,{"a street with cones " * 50}\n'
+    made = source(tmp_path, "path,label,description\n" + row * 1000)
+    sent = pickle.dumps(made)
+    again = pickle.loads(sent)
+    assert len(sent) < 100_000 and (again.name, again.extra_columns) == (made.name, made.extra_columns)
+    assert [data for _, data, _ in again.load([(0, 0, 999)])] == [photo]
+    assert again.stamp((0, 0, 7)) == made.stamp((0, 0, 7)) != "missing"
+    assert next(made.rows())[1]["scene_description"].startswith("a street with cones"), "the sender keeps all of it"
 
 
 def test_half_a_coordinate_is_not_a_place(tmp_path: Path, photo: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
@@ -87,6 +88,24 @@ def test_what_does_not_decode_has_no_hash_and_joins_nobody() -> None:
     assert hash_photos(Pictures([]), []) == []
 
 
+class CountedPictures(Pictures):
+    """Counts in how many pieces it was sent to another process."""
+
+    sent = 0
+
+    def __getstate__(self) -> dict:
+        type(self).sent += 1
+        return self.__dict__
+
+
+def test_processes_are_sent_the_source_once_each_and_hash_alike() -> None:
+    photos = [encode(scene(i % 5, 48, 32)) for i in range(64 * 5 + 3)]
+    CountedPictures.sent = 0
+    hashes = hash_photos(CountedPictures(photos), refs(len(photos)), processes=2)
+    assert CountedPictures.sent <= 2
+    assert hashes == hash_photos(Pictures(photos), refs(len(photos)), processes=1) and len(set(hashes)) == 5
+
+
 def test_groups_of_copies_become_one_and_drag_their_own_along() -> None:
     """v3 holds a copy of v1's photo and one of v2's: all three are one group, and v4 stays alone."""
     photos = [encode(x) for x in (A, B, A, B, C)]
@@ -115,6 +134,18 @@ def test_pairs_are_all_that_are_near_and_each_is_told_once(values: list[int], mo
         if (values[i] ^ values[j]).bit_count() <= most
     }
     assert set(found) == expected and len(found) == len(expected)
+
+
+def test_pairs_of_a_fixed_camera_take_no_memory() -> None:
+    """Thousands of photos that all look alike are millions of pairs: they are told one by one."""
+    hashes = [f"{0x123456789ABCDEF0 ^ (1 << i % 4):016x}" for i in range(400)]
+    tracemalloc.start()
+    try:
+        told = sum(1 for _ in near_pairs(hashes))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert told == 400 * 399 // 2 and peak < 2**20
 
 
 def test_a_copy_of_a_test_photo_is_kept_out_of_training() -> None:

@@ -117,6 +117,8 @@ def test_a_rejection_is_one_line_of_json_in_any_script() -> None:
 def test_a_source_of_nothing_usable_names_the_first_reason() -> None:
     with pytest.raises(UserError, match=r"none of its 2 rows can be used; first reason: label_outside_0_1: 3 \(id 0\)"):
         make_plan(Rows([row(0, label=3), row(1, id="")]), options())
+    with pytest.raises(UserError, match=r"first reason: id_control_character \(id a\\rb\\nc\)"):
+        make_plan(Rows([row(0, id="a\rb\nc")]), options())
     with pytest.raises(UserError, match="none of its 0 rows can be used; first reason: there are none"):
         make_plan(Rows([]), options())
 

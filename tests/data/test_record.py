@@ -125,3 +125,17 @@ def test_a_row_without_id_is_rejected() -> None:
     for empty in (None, "", " "):
         with pytest.raises(Rejected, match="missing_id"):
             parse_row(row(1) | {"id": empty})
+
+
+@pytest.mark.parametrize("letter", ["\r", "\n", "\t", "\0", "\x1b", "\x7f", "\x85"])
+def test_an_id_that_would_break_a_line_is_rejected(letter: str) -> None:
+    """predictions.csv has a line per id; around an id such letters are blanks, within it they are part of a name."""
+    with pytest.raises(Rejected, match="^id_control_character$"):
+        parse_row(row(1) | {"id": f"a{letter}b"})
+    if letter.isspace():
+        assert parse_row(row(1) | {"id": f" ab{letter}"}).id == "ab"
+
+
+@pytest.mark.parametrize("name", ["東京/1 é.jpg", "a b", "a\u2028b", "a\u200db", "a,\"b'", "🚧"])
+def test_an_id_of_other_letters_stays_as_it_is(name: str) -> None:
+    assert parse_row(row(1) | {"id": name}).id == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,10 @@ def test_no_row_breaks_the_parser(changes: dict[str, Any], as_structs: bool) -> 
     try:
         record = parse_row(nested(raw) if as_structs else raw)
     except Rejected as error:
-        assert error.reason.partition(":")[0] in ("missing_id", "label_outside_0_1")
+        assert error.reason.partition(":")[0] in ("missing_id", "id_control_character", "label_outside_0_1")
         return
     assert record.id and record.id == record.id.strip()
+    assert not any(unicodedata.category(letter) == "Cc" for letter in record.id)
     assert record.label in (0, 1, None)
     assert (record.latitude is None) == (record.longitude is None)
     if record.latitude is not None and record.longitude is not None:

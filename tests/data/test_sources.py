@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from roadwork.data import sources
@@ -121,6 +123,56 @@ def test_rows_can_be_loaded_in_another_process_and_in_any_order(tmp_path: Path) 
     again = pickle.loads(pickle.dumps(source))
     found = {ref: image for ref, image, _ in again.load(refs[::-1])}
     assert found == {ref: image for ref, image, _ in source.load(refs)} and len(found) == 11
+
+
+def _one_group(path: Path, photos: list[bytes]) -> ParquetSource:
+    """A parquet file of a single row group, in pages of 16 photos, as long as they are."""
+    lines = [row(0) | {"id": i, "image": {"bytes": photo, "path": ""}} for i, photo in enumerate(photos)]
+    table = pa.Table.from_pylist(lines)
+    pq.write_table(table, path, write_batch_size=16, data_page_size=1, use_dictionary=False, compression="none")
+    assert pq.ParquetFile(path).num_row_groups == 1
+    return ParquetSource(str(path))
+
+
+def test_a_file_of_one_row_group_is_never_held_as_a_whole(tmp_path: Path) -> None:
+    """Photos on both sides of a batch's edge, and the last, out of 32 MiB in a fraction of them."""
+    photos = [i.to_bytes(2, "big") * 20_480 for i in range(800)]
+    source = _one_group(tmp_path / "train.parquet", photos)
+    pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        found = {ref[2]: image == photos[ref[2]] for ref, image, _ in source.load([(0, 0, i) for i in (15, 16, 799)])}
+        python = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    assert found == {15: True, 16: True, 799: True}
+    assert python + (pool.max_memory() or 0) < 16 * 2**20
+
+
+def test_what_comes_after_the_last_wanted_row_is_not_read(tmp_path: Path) -> None:
+    photos = [i.to_bytes(2, "big") * 20_480 for i in range(800)]
+    source = _one_group(tmp_path / "train.parquet", photos)
+    with (tmp_path / "train.parquet").open("r+b") as file:
+        file.seek(16 * 2**20)
+        file.write(bytes(4 * 2**20))
+    assert [image for _, image, _ in source.load([(0, 0, 3), (0, 0, 40)])] == [photos[3], photos[40]]
+    with pytest.raises(UserError, match="cannot be read any more"):
+        list(source.load([(0, 0, 3), (0, 0, 799)]))
+
+
+def test_rows_of_one_group_come_in_the_order_they_are_asked_for(tmp_path: Path) -> None:
+    photos = [i.to_bytes(2, "big") for i in range(100)]
+    source = _one_group(tmp_path / "train.parquet", photos)
+    asked = [(0, 0, i) for i in (70, 71, 5, 99, 99, 40, 0)]
+    assert [(ref, image) for ref, image, _ in source.load(asked)] == [(ref, photos[ref[2]]) for ref in asked]
+
+
+def test_a_row_that_is_gone_is_one_line_and_not_left_out(tmp_path: Path) -> None:
+    source = ParquetSource(str(write(tmp_path / "train.parquet", [row(i) for i in range(1, 4)])))
+    with pytest.raises(UserError, match="cannot be read any more .*row group 0 has 3 rows, row 5 was there before"):
+        list(source.load([(0, 0, 1), (0, 0, 5)]))
 
 
 def test_the_hubs_files_are_resolved_by_datasets(tmp_path: Path) -> None:

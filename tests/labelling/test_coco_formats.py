@@ -144,6 +144,23 @@ def test_a_photo_without_annotation_is_empty_and_an_unknown_one_has_no_masks(tmp
     assert full.valid == (True, False, False, False, False, False) and file.ignored == ["Road"]
 
 
+@pytest.mark.parametrize(("width", "height"), [(4, 6), (6, 6), (400, 600), (1, 100)])
+def test_masks_of_another_shape_are_not_stretched_over_the_photo(tmp_path: Path, width: int, height: int) -> None:
+    """A tool that ignores EXIF draws on 6x4 what is upright at 4x6: such masks lie beside what they mean."""
+    file = coco(tmp_path / "a.json", [(1, "one.jpg"), (2, "two.jpg")], 1)
+    for name in ("one", "two"):
+        photo = whole_photo(name, np.zeros((height, width, 3), np.uint8))
+        with pytest.raises(ValueError, match=rf"annotated as 6x4 pixels, but the upright photo has {width}x{height}"):
+            file.label(photo, Limits(min_object_size=1))
+
+
+@pytest.mark.parametrize(("width", "height"), [(6, 4), (600, 400), (601, 400), (599, 400), (3, 2)])
+def test_masks_of_another_size_and_the_same_shape_are_scaled(tmp_path: Path, width: int, height: int) -> None:
+    file = coco(tmp_path / "a.json", [(1, "one.jpg")], 1)
+    made = file.label(whole_photo("one", np.zeros((height, width, 3), np.uint8)), Limits(min_object_size=1))
+    assert made is not None and made.real and (made.bits == 1).all() and (made.width, made.height) == (width, height)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -75,6 +75,9 @@ REPAIRED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REJECTED: dict[str, tuple[str, dict[str, Any]]] = {
     "label of another task": ("label_outside_0_1: 2.0", {"label": 2}),
+    "an id of\u2028two lines": ("label_outside_0_1: 3.0", {"label": 3}),
+    "an id of\rtwo lines": ("id_control_character", {}),
+    "an id of\x85two lines": ("id_control_character", {}),
     "half a label": ("label_outside_0_1: 0.5", {"label": 0.5}),
     "no photo": ("no_image", {"image": None}),
     "no bytes": ("no_image", {"image": picture(b"")}),
@@ -117,7 +120,7 @@ def ids(folder: Path) -> dict[str, tuple[ShardIndex, int]]:
 def test_what_can_be_used_is_there_and_what_cannot_is_named(made: tuple[Path, dict[str, Any]]) -> None:
     folder, manifest = made
     assert set(ids(folder)) == set(USED) | set(REPAIRED)
-    lines = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "rejected.jsonl").read_bytes().splitlines()]
     told = [(line["id"], line["reason"]) for line in lines]
     expected = [(name, reason) for name, (reason, _) in REJECTED.items()] + [("portrait", "duplicate_id")]
     assert sorted(told) == sorted(expected) and {line["split"] for line in lines} <= {"train", "val"}
