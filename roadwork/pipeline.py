@@ -16,6 +16,7 @@ from roadwork.data.index import MANIFEST
 from roadwork.data.store import open_store
 from roadwork.engine import ROOT
 from roadwork.errors import UserError
+from roadwork.monitoring.console import lines_may_be_lost
 from roadwork.monitoring.relay import run_shown
 
 DEPENDS = {
@@ -210,8 +211,9 @@ def _summary(config: Config) -> Iterator[str]:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    with lines_may_be_lost():
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def describe(config: Config) -> None:

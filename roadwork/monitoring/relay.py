@@ -13,6 +13,8 @@ import tty
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from roadwork.monitoring.console import lines_may_be_lost
+
 
 def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> int:
     """Run a command in `folder` to its end; its output and errors go to standard output and to the end of `log`.
@@ -20,6 +22,7 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
     Where standard output is a terminal, the command has a pseudo-terminal of the same size: a progress bar stays one line
     that rewrites itself. Of such a line the log gets what it said last. Elsewhere the command has a pipe.
     Ctrl-C reaches the command by itself; what it says while it saves is still shown. Call it in the main thread.
+    What a full disk, under standard output or the log, does not take is lost there; the command goes on.
 
     Returns: its exit status, negative: the signal that ended it. Raises OSError where it cannot start.
     """
@@ -37,14 +40,17 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
                 os.close(its)  # else the output would never end
             line = b""
             for piece in _pieces(ours):
-                sys.stdout.buffer.write(piece)
-                sys.stdout.flush()
+                with lines_may_be_lost():
+                    sys.stdout.buffer.write(piece)
+                    sys.stdout.flush()
                 *whole, line = (line + piece).split(b"\n")
-                kept.write(b"".join(_last_state(text) + b"\n" for text in whole))
+                with lines_may_be_lost():
+                    kept.write(b"".join(_last_state(text) + b"\n" for text in whole))
                 line = _last_state(line)
                 if terminal:
                     _fit(ours)
-            kept.write(line)
+            with lines_may_be_lost():
+                kept.write(line)
         return process.wait()
     finally:
         signal.signal(signal.SIGINT, before)

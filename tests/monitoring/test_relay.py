@@ -82,6 +82,20 @@ def test_the_log_keeps_what_a_rewritten_line_said_last(tmp_path, said, kept):
     assert (tmp_path / "log").read_bytes().decode() == kept
 
 
+@pytest.mark.parametrize("full", ["standard output", "log"])
+def test_a_full_disk_costs_lines_and_never_the_stage(tmp_path, full):
+    log, shown = tmp_path / "log", tmp_path / "shown"
+    (log if full == "log" else shown).symlink_to("/dev/full")
+    stage = "for line in range(3000): print('line', line, flush=True)\nraise SystemExit(3)"
+    code = f"{RELAY}\nPath({str(tmp_path / 'status')!r}).write_text(str(status))".replace('print("status", status)', "")
+    command = [sys.executable, "-c", code, str(log), stage]
+    with open(shown, "w") as output:
+        subprocess.run(command, env=environment(), stdout=output, check=True, timeout=120)
+    assert (tmp_path / "status").read_text() == "3"
+    other = shown if full == "log" else log
+    assert len(other.read_text().splitlines()) == 3000
+
+
 SAVES = """
 import signal, sys, time
 def save(*_):
