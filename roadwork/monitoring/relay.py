@@ -22,12 +22,25 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
     Where standard output is a terminal, the command has a pseudo-terminal of the same size: a progress bar stays one line
     that rewrites itself. Of such a line the log gets what it said last. Elsewhere the command has a pipe.
     Ctrl-C reaches the command by itself; what it says while it saves is still shown. Call it in the main thread.
+    SIGTERM is passed on to it, unless it was ignored before: then the command ignores it as well, as Slurm's scripts want.
     What a full disk, under standard output or the log, does not take is lost there; the command goes on.
 
-    Returns: its exit status, negative: the signal that ended it. Raises OSError where it cannot start.
+    Returns: its exit status, negative: the signal that ended it, or SIGTERM that was passed on, whatever it then said.
+    Raises OSError where it cannot start.
     """
     terminal = sys.stdout.isatty()
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    process: subprocess.Popen[bytes] | None = None
+    terminated = False
+
+    def pass_on(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        if process is not None:
+            process.terminate()
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
     try:
         with open(log, "ab", buffering=0) as kept:
             ours, its = pty.openpty() if terminal else os.pipe()
@@ -36,6 +49,8 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
                     tty.setraw(its)  # the real terminal turns line ends into its own
                     _fit(its)
                 process = subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its)
+                if terminated:  # while it was being started
+                    process.terminate()
             finally:
                 os.close(its)  # else the output would never end
             line = b""
@@ -51,9 +66,11 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
                     _fit(ours)
             with lines_may_be_lost():
                 kept.write(line)
-        return process.wait()
+        status = process.wait()
+        return -signal.SIGTERM if terminated else status
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fit(descriptor: int) -> None:
