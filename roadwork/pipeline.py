@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from roadwork.data.index import MANIFEST
 from roadwork.data.store import open_store
 from roadwork.engine import ROOT
 from roadwork.errors import UserError
+from roadwork.monitoring.console import lines_may_be_lost
 from roadwork.monitoring.relay import run_shown
 
 DEPENDS = {
@@ -60,8 +62,8 @@ def run_pipeline(config: Config) -> None:
             _say(f"{stage}: done before, kept")
             continue
         began = time.monotonic()
-        _run(stage, _command(config, stage, options), config)
-        if not _ended(config, stage):
+        status = _run(stage, _command(config, stage, options), config)
+        if status == -signal.SIGTERM or not _ended(config, stage):
             raise UserError(f"stage {stage} was stopped before its end; start the same command again to go on")
         spent = time.monotonic() - began
         _marker(config, stage).write_text(json.dumps({"digest": before, "seconds": round(spent, 1)}))
@@ -173,17 +175,20 @@ def _gpus(config: Config) -> int:
     return torch.cuda.device_count() if config.engine.device != "cpu" else 0
 
 
-def _run(stage: str, command: list[str], config: Config) -> None:
+def _run(stage: str, command: list[str], config: Config) -> int:
+    """Run a stage. Its status: 0, or -SIGTERM where that stopped it; another is a UserError."""
     if not command:
-        return
+        return 0
     _say(f"{stage}: {' '.join(command[1:])}")
     log = Path(config.run.dir) / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
     if not _gpus(config) and not os.environ.get("ROADWORK_LAUNCHER"):
         environment.setdefault("DS_ACCELERATOR", "cpu")  # else the launcher itself warns that it found no GPU
-    if status := run_shown(command, log, ROOT, environment):
+    status = run_shown(command, log, ROOT, environment)
+    if status not in (0, -signal.SIGTERM):
         raise UserError(f"stage {stage} ended with status {status}; its output is in {log}")
+    return status
 
 
 def _paths() -> Iterator[str]:
@@ -210,8 +215,9 @@ def _summary(config: Config) -> Iterator[str]:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    with lines_may_be_lost():
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def describe(config: Config) -> None:

@@ -1,6 +1,8 @@
 """All stages in order: what each would run."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +90,21 @@ def test_a_training_that_was_stopped_is_not_done_though_its_ranks_exited_with_0(
         (folder / "counters.json").write_text(json.dumps({"finished": finished}))
         (folder / "COMPLETE").write_text("{}")
         assert pipeline._ended(config, "pretrain") is finished
+
+
+STOPPED = """
+import os, sys
+from roadwork import pipeline
+from roadwork.cli import exit_on_user_error
+from roadwork.command_line import parse
+stage = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(100)"
+pipeline._command = lambda config, name, options: [sys.executable, "-c", stage]
+exit_on_user_error(pipeline.run_pipeline)(parse("pipeline", sys.argv[1:]).config)
+"""
+
+
+def test_sigterm_to_the_pipeline_stops_its_stage_and_ends_as_a_stopped_stage_does(tmp_path):
+    words = [f"--run.dir={tmp_path}", "--pipeline.stages=[pretrain,evaluate]", "--engine.device=cpu"]
+    done = subprocess.run([sys.executable, "-c", STOPPED, *words], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2 and done.stdout.count("\n") == 1, done.stdout + done.stderr
+    assert done.stderr == ("error: stage pretrain was stopped before its end; start the same command again to go on\n")

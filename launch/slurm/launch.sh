@@ -39,9 +39,15 @@ roadwork_kept() {
   } 2>/dev/null | sort | cksum
 }
 
-# What Slurm says of this job: one line, or none where it does not answer. Asked for the first task of an array, Slurm
-# shows all of them.
-roadwork_facts() { scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
+# This job's own name. A task of an array is named as such: one of them has the array's number for its own, and Slurm takes
+# that number for all of them.
+roadwork_own() {
+  if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+  else echo "$SLURM_JOB_ID"; fi
+}
+
+# What Slurm says of this job: one line, or none where it does not answer.
+roadwork_facts() { scontrol show job -o "$(roadwork_own)" | grep "^JobId=$SLURM_JOB_ID "; }
 
 # Folder of the newest complete checkpoint; empty without one.
 roadwork_newest() {
@@ -66,10 +72,10 @@ roadwork_warned() {
   [ -n "$roadwork_stop" ] && return
   roadwork_stop=warning
   roadwork_say "warned (SIGUSR2): the ranks save and stop, then the job is put back"
-  scancel --signal=USR2 "$SLURM_JOB_ID" || true
+  scancel --signal=USR2 "$(roadwork_own)" || true
   (
     trap '' USR2
-    sleep "${ROADWORK_GRACE:-90}" && scontrol requeue "$SLURM_JOB_ID"
+    sleep "${ROADWORK_GRACE:-90}" && scontrol requeue "$(roadwork_own)"
   ) &
   roadwork_guard=$!
 }
@@ -103,7 +109,7 @@ roadwork_requeue() {
     return 1
   fi
   roadwork_say "not finished: back into the queue"
-  scontrol requeue "$SLURM_JOB_ID" && return 0
+  scontrol requeue "$(roadwork_own)" && return 0
   roadwork_say "Slurm did not take the job back (JobRequeue, --requeue?): submit it again to go on"
   return 1
 }

@@ -143,7 +143,7 @@ class ShardCache:
     def _sweep(self) -> None:
         """Remove what killed fetches left: a temporary file whose lock nobody holds. Under evict.lock."""
         for left in self.folder.glob(".*.tar.*.tmp"):
-            with contextlib.suppress(OSError), left.open("rb") as file:
+            with contextlib.suppress(OSError), left.open("r+b") as file:  # NFS locks what may be written
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink(missing_ok=True)
 

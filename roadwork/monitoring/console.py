@@ -17,6 +17,20 @@ _LIBRARIES = (
 _MARK = "_roadwork_log_file"
 
 
+@contextlib.contextmanager
+def lines_may_be_lost() -> Iterator[None]:
+    """A full disk under the console's file costs the lines that are written within, never what they tell of.
+
+    A reader that closed our output is another matter: BrokenPipeError passes on, to `roadwork.cli`.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return
+
+
 class _LogFile(logging.FileHandler):
     """A full or read-only disk costs records, never the run; errors are on the console anyway."""
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from roadwork.monitoring.console import captured_output, quiet_libraries
+from roadwork.monitoring.console import captured_output, lines_may_be_lost, quiet_libraries
 
 __all__ = ["Progress", "captured_output", "duration", "quiet_libraries"]
 
@@ -113,14 +113,15 @@ class Progress:
         return f"{self.stage} {count}  {self._tail()}".rstrip()
 
     def say(self, text: str) -> None:
-        """A line of its own that does not break the bar."""
+        """A line of its own that does not break the bar; a full disk under the stream loses it."""
         if not self.enabled:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=self.stream)
-        else:
-            self.stream.write(text + "\n")
-            self.stream.flush()
+        with lines_may_be_lost():
+            if self._bar is not None:
+                self._bar.write(text, file=self.stream)
+            else:
+                self.stream.write(text + "\n")
+                self.stream.flush()
 
     def close(self, outcome: str) -> None:
         """Ends the line and says what came of the stage, `done`, `stopped` or `failed`, and when."""

@@ -13,6 +13,8 @@ import tty
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from roadwork.monitoring.console import lines_may_be_lost
+
 
 def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> int:
     """Run a command in `folder` to its end; its output and errors go to standard output and to the end of `log`.
@@ -20,11 +22,25 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
     Where standard output is a terminal, the command has a pseudo-terminal of the same size: a progress bar stays one line
     that rewrites itself. Of such a line the log gets what it said last. Elsewhere the command has a pipe.
     Ctrl-C reaches the command by itself; what it says while it saves is still shown. Call it in the main thread.
+    SIGTERM is passed on to it, unless it was ignored before: then the command ignores it as well, as Slurm's scripts want.
+    What a full disk, under standard output or the log, does not take is lost there; the command goes on.
 
-    Returns: its exit status, negative: the signal that ended it. Raises OSError where it cannot start.
+    Returns: its exit status, negative: the signal that ended it, or SIGTERM that was passed on, whatever it then said.
+    Raises OSError where it cannot start.
     """
     terminal = sys.stdout.isatty()
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    process: subprocess.Popen[bytes] | None = None
+    terminated = False
+
+    def pass_on(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        if process is not None:
+            process.terminate()
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
     try:
         with open(log, "ab", buffering=0) as kept:
             ours, its = pty.openpty() if terminal else os.pipe()
@@ -33,21 +49,28 @@ def run_shown(command: Sequence[str], log: Path, folder: Path, environment: Mapp
                     tty.setraw(its)  # the real terminal turns line ends into its own
                     _fit(its)
                 process = subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its)
+                if terminated:  # while it was being started
+                    process.terminate()
             finally:
                 os.close(its)  # else the output would never end
             line = b""
             for piece in _pieces(ours):
-                sys.stdout.buffer.write(piece)
-                sys.stdout.flush()
+                with lines_may_be_lost():
+                    sys.stdout.buffer.write(piece)
+                    sys.stdout.flush()
                 *whole, line = (line + piece).split(b"\n")
-                kept.write(b"".join(_last_state(text) + b"\n" for text in whole))
+                with lines_may_be_lost():
+                    kept.write(b"".join(_last_state(text) + b"\n" for text in whole))
                 line = _last_state(line)
                 if terminal:
                     _fit(ours)
-            kept.write(line)
-        return process.wait()
+            with lines_may_be_lost():
+                kept.write(line)
+        status = process.wait()
+        return -signal.SIGTERM if terminated else status
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fit(descriptor: int) -> None:

@@ -219,7 +219,7 @@ class PrefixCache:
     def _map(self, chunk: int) -> dict[str, np.ndarray]:
         if chunk not in self._maps:
             files = sorted(self.path(chunk).glob("*.npy"))
-            self._maps[chunk] = {file.stem: np.load(file, mmap_mode="r") for file in files}
+            self._maps[chunk] = {file.stem: _mapped(file) for file in files}
         return self._maps[chunk]
 
     def batches(
@@ -261,6 +261,19 @@ def _loader(
         load_masks=False,
         load_text=model.config.reads_text,
     )
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array's file, mapped. numpy's own map keeps a descriptor for as long as it lives, and a process may not open as
+    many files as a cache has; this one keeps none."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        at = file.tell()
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    array = whole[at:].view(dtype).reshape(shape, order="F" if by_columns else "C")
+    array.flags.writeable = False
+    return array
 
 
 def _pad(arrays: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from roadwork.training.atomic import write_atomic
 from roadwork.training.validation import Scores
 
 log = logging.getLogger(__name__)
+REOPEN_S = 60.0
+"""Seconds between the tries to open a TensorBoard writer anew: each leaves a file, whether there is room or not."""
 
 
 class Journal:
@@ -43,7 +46,7 @@ class Journal:
         # What is written at step S comes before S's checkpoint; only what follows will be written again.
         continues = step > 0 or any(self._events.glob("events.*"))
         self._board = Board.open(config, self._events, is_main, (step + 1 if step else 0) if continues else None)
-        self._board_lost = False
+        self._reopen_at: float | None = None  # while the writer is lost
         self._logs: dict[str, RunLog] = {}
         self._waiting: dict[str, list[dict[str, Any]]] = {"metrics": [], "validation": [], "spikes": []}
         if self._keeps:
@@ -134,8 +137,9 @@ class Journal:
 
     @contextmanager
     def board(self) -> Iterator[Board]:
-        """The TensorBoard writer; what it cannot write is lost with one error line, and it is opened anew later."""
-        if self._board_lost:
+        """The TensorBoard writer. What it cannot write is lost with one error line, and so are events until it is opened
+        anew, REOPEN_S later."""
+        if self._reopen_at is not None and monotonic() >= self._reopen_at:
             self._reopen()
         try:
             yield self._board
@@ -144,7 +148,8 @@ class Journal:
             self._drop_board()
 
     def _drop_board(self) -> None:
-        lost, self._board, self._board_lost = self._board, Board(self._events, is_main=False), True
+        lost, self._board = self._board, Board(self._events, is_main=False)
+        self._reopen_at = monotonic() + REOPEN_S
         try:
             lost.close()
         except OSError:
@@ -153,9 +158,9 @@ class Journal:
     def _reopen(self) -> None:
         try:
             self._board = Board.open(self._config, self._events, self._main)
-            self._board_lost = False
+            self._reopen_at = None
         except OSError:
-            return
+            self._reopen_at = monotonic() + REOPEN_S
 
     def unreadable(self, photos: list[list[str]]) -> None:
         """Replace `skipped.jsonl` by these (id, reason)."""

@@ -103,7 +103,12 @@ class RunLock:
         self._file: Any = None
 
     def acquire(self) -> None:
-        """Take the lock. Raises UserError that names the holder's host and pid."""
+        """Take the lock.
+
+        Raises:
+            UserError: the folder is in use, by the host and pid that the line names; it cannot be written, or its file
+                system has no file locks.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a+")
@@ -125,6 +130,11 @@ class RunLock:
                         f"{self.path.parent} is in use by {holder}; stop that job or give another --run.dir"
                     ) from None
                 time.sleep(0.2)
+            except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP
+                file.close()
+                raise UserError(
+                    f"{self.path.parent}: no file locks ({error.strerror}); put run.dir on a file system with flock"
+                ) from None
         file.truncate(0)
         file.write(f"host {socket.gethostname()} pid {os.getpid()}\n")
         file.flush()

@@ -13,7 +13,7 @@ from roadwork.config import Config, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size, set_up_device
 from roadwork.errors import UserError
 from roadwork.evaluation.standing import synthetic_half
-from roadwork.monitoring.console import quiet_libraries
+from roadwork.monitoring.console import lines_may_be_lost, quiet_libraries
 from roadwork.training.checkpoint import complete_checkpoints
 from roadwork.training.counters import Counters
 from roadwork.training.loop import Trainer
@@ -78,5 +78,6 @@ def prepare_folder(config: Config) -> Path:
 
 
 def _say(*lines: str) -> None:
-    sys.stdout.write("\n".join(line for line in lines if line) + "\n")
-    sys.stdout.flush()
+    with lines_may_be_lost():
+        sys.stdout.write("\n".join(line for line in lines if line) + "\n")
+        sys.stdout.flush()

@@ -1,9 +1,12 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -134,6 +137,25 @@ def test_a_kill_in_the_middle_of_a_fetch_leaves_a_usable_cache(remote: Path, tmp
     path = index.cache.fetch(0)
     assert path.stat().st_size == index.shards[0].bytes
     assert ".tmp" not in {path.suffix for path in (tmp_path / "cache").iterdir()}
+
+
+def test_what_a_killed_fetch_left_goes_where_only_a_writable_file_can_be_locked(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS: flock(2), EBADF."""
+    lock = fcntl.flock
+
+    def as_on_nfs(file: BinaryIO, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    monkeypatch.setattr("roadwork.data.cache.fcntl.flock", as_on_nfs)
+    left = tmp_path / "cache" / f".{'0' * 64}.tar.1.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    cache = open_remote(remote, tmp_path).cache
+    assert cache is not None and cache.fetch(0).exists() and not left.exists()
 
 
 def test_a_missing_remote_folder_is_told(tmp_path: Path) -> None:

@@ -127,3 +127,29 @@ def test_what_a_failing_block_said_is_shown(tmp_path):
     )
     assert done.returncode == 1 and "compiler error" in done.stderr and "ValueError: broken" in done.stderr
     assert "ninja talks" not in done.stderr
+
+
+FULL = """
+import sys
+from roadwork.monitoring.progress import Progress
+progress = Progress("pretrain", total=3000, every_s=0.0)
+for step in range(1, 3001): progress.update(step)
+progress.close("done")
+print("went on")
+"""
+
+
+def test_a_full_disk_under_the_console_costs_lines_and_never_the_run():
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", FULL], env=env, stdout=subprocess.PIPE, stderr=full, text=True)
+    assert done.returncode == 0 and done.stdout == "went on\n"
+
+
+def test_a_reader_that_closed_our_output_still_ends_the_command():
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = open(writing, "wb", buffering=0)
+    progress = Progress("pretrain", total=1, stream=io.TextIOWrapper(closed, write_through=True), every_s=0.0)
+    with closed, pytest.raises(BrokenPipeError):
+        progress.update(1)

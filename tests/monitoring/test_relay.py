@@ -25,7 +25,9 @@ import os, signal, sys
 from pathlib import Path
 from roadwork.monitoring.relay import run_shown
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without it
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 status = run_shown([sys.executable, "-c", sys.argv[2]], Path(sys.argv[1]), Path.cwd(), dict(os.environ))
+assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 print("status", status)
 """
 
@@ -82,6 +84,20 @@ def test_the_log_keeps_what_a_rewritten_line_said_last(tmp_path, said, kept):
     assert (tmp_path / "log").read_bytes().decode() == kept
 
 
+@pytest.mark.parametrize("full", ["standard output", "log"])
+def test_a_full_disk_costs_lines_and_never_the_stage(tmp_path, full):
+    log, shown = tmp_path / "log", tmp_path / "shown"
+    (log if full == "log" else shown).symlink_to("/dev/full")
+    stage = "for line in range(3000): print('line', line, flush=True)\nraise SystemExit(3)"
+    code = f"{RELAY}\nPath({str(tmp_path / 'status')!r}).write_text(str(status))".replace('print("status", status)', "")
+    command = [sys.executable, "-c", code, str(log), stage]
+    with open(shown, "w") as output:
+        subprocess.run(command, env=environment(), stdout=output, check=True, timeout=120)
+    assert (tmp_path / "status").read_text() == "3"
+    other = shown if full == "log" else log
+    assert len(other.read_text().splitlines()) == 3000
+
+
 SAVES = """
 import signal, sys, time
 def save(*_):
@@ -89,6 +105,7 @@ def save(*_):
     print("saved", flush=True)
     raise SystemExit(0)
 signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
 print("ready", flush=True)
 time.sleep(100)
 """
@@ -103,3 +120,25 @@ def test_ctrl_c_reaches_the_stage_and_what_it_says_while_it_saves_is_still_shown
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the whole group
     rest, _ = process.communicate(timeout=60)
     assert rest == "saved\nstatus 0\n" and process.returncode == 0
+
+
+def test_sigterm_is_passed_on_and_what_the_stage_says_while_it_saves_is_still_shown(tmp_path):
+    process = subprocess.Popen(relay(tmp_path / "log", SAVES), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.terminate()
+    rest, _ = process.communicate(timeout=60)
+    assert rest == "saved\nstatus -15\n" and process.returncode == 0
+
+
+def test_sigterm_that_was_ignored_stays_so_in_the_stage_as_well(tmp_path):
+    """Slurm signals every process of a job: what must outlive that is started so."""
+    stage = """
+import os, signal, time
+os.kill(os.getppid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.5)
+print("lives", flush=True)
+"""
+    command = ["sh", "-c", "trap '' TERM; exec \"$@\"", "sh", *relay(tmp_path / "log", stage)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout == "lives\nstatus 0\n", done.stderr

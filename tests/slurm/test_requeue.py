@@ -19,7 +19,7 @@ case $1 in
     case $2 in
       hostnames) echo localhost ;;
       node) echo "NodeName=n0 NodeAddr=127.0.0.1 " ;;
-      job) # first another task of an array, of which the opposite holds
+      job) # first another task, of which the opposite holds
         echo "JobId=8 ArrayJobId=7 JobState=RUNNING Reason=TimeLimit "
         echo "JobId=7 ArrayJobId=7 JobState=$state Reason=${REASON:-None} " ;;
     esac ;;

@@ -64,24 +64,31 @@ def submit(cluster: Cluster, stage: str, *words: str, sbatch: tuple[str, ...] = 
 
 
 WAITS = """#!/usr/bin/env bash
-# Stands for the stage's python: launched first it waits until it is terminated, launched again it is done at once.
+# Stands for the stage's python: launched first it waits until it is stopped, or let go by a file, launched again it is
+# done at once.
 case "$*" in
   *accelerate*) [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] || exit 0
-    trap 'exit 143' TERM
-    sleep 600 & wait ;;
+    trap 'exit 143' TERM USR2
+    until [ -e "$0.go" ]; do sleep 1 & wait $!; done ;;
   *) exec {python} "$@" ;;
 esac
 """
+
+
+def that_waits(folder: Path) -> Path:
+    """A stage's python for a job that only waits."""
+    python = folder / "python"
+    python.write_text(WAITS.format(python=sys.executable))
+    python.chmod(0o755)
+    return python
 
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A job with a minute to run, Slurm's least, that waits through it on a node of its own beside the other tests."""
     folder = tmp_path_factory.mktemp("limited")
-    (folder / "python").write_text(WAITS.format(python=sys.executable))
-    (folder / "python").chmod(0o755)
     # The script's own warning would come before the limit: another one, which nobody minds.
-    limits = ("--partition=aside", "--time=1", "--signal=B:CONT@1", f"--export=ALL,PYTHON={folder / 'python'}")
+    limits = ("--partition=aside", "--time=1", "--signal=B:CONT@1", f"--export=ALL,PYTHON={that_waits(folder)}")
     return submit(cluster, "predict", f"--run.dir={folder / 'run'}", sbatch=limits)
 
 
@@ -254,6 +261,21 @@ def test_the_tasks_of_an_array_label_each_photo_once(cluster, tmp_path):
     printed = "".join(path.read_text() for path in cluster.folder.glob("job-*.log"))
     assert printed.count("8 photos, masks by random-tiny (randomly initialised), 2 processes") == 2
     assert "8 made now" in printed, "the two together made each photo's once"
+
+
+def test_a_warning_to_the_task_that_has_its_arrays_number_leaves_the_other_tasks_alone(cluster, tmp_path):
+    python = that_waits(tmp_path)
+    words = ("--array=0-1", f"--export=ALL,PYTHON={python}")
+    array = submit(cluster, "predict", f"--run.dir={tmp_path / 'run'}", sbatch=words)
+    tasks = [f"{array}_{number}" for number in (0, 1)]
+    running = ("squeue", "-h", "-s", "-j", array, "-o", "%i")
+    cluster.until(lambda: {f"{task}.0" for task in tasks} <= {*cluster.ask(*running).split()}, 3 * 60, "both steps")
+    warned, other = sorted(tasks, key=lambda task: cluster.state(task)["JobId"] != array)
+    cluster.tell("scancel", "--batch", "--signal=USR2", warned)
+    cluster.until(lambda: cluster.state(warned).get("Restarts") == "1", 3 * 60, f"{warned} to requeue itself")
+    python.with_name("python.go").touch()
+    array_ends(cluster, array)
+    assert cluster.state(other)["Restarts"] == "0"
 
 
 def test_a_wrong_option_ends_the_job_with_its_line_and_is_not_tried_again(cluster, tmp_path):

@@ -1,5 +1,6 @@
 """The run folder's lock between real processes, and who is said to hang."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from roadwork.errors import UserError
-from roadwork.training.liveness import Heartbeat, RunLock
+from roadwork.training.liveness import Heartbeat, RunLock, lock_run
 
 HOLD = """
 import sys, time
@@ -37,6 +38,33 @@ def test_a_second_run_is_refused_in_one_line_until_the_holder_dies(tmp_path: Pat
     finally:
         holder.kill()
         holder.wait()
+
+
+class Peers:
+    """Two ranks that start one after the other: what the first broadcasts, the second gets."""
+
+    def __init__(self) -> None:
+        self.is_main, self.told = True, None
+
+    def broadcast_object(self, thing: str | None) -> str | None:
+        self.told = thing if self.is_main else self.told
+        return self.told
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_ends_every_rank_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("roadwork.training.liveness.fcntl.flock", refused)
+    line = f"{tmp_path}: no file locks ({os.strerror(number)}); put run.dir on a file system with flock"
+    peers = Peers()
+    for peers.is_main in (True, False):
+        with pytest.raises(UserError) as refusal:
+            lock_run(peers, tmp_path)  # type: ignore[arg-type]
+        assert str(refusal.value) == line
 
 
 @pytest.mark.parametrize(("beats", "words"), [((5, 4), "waited 600 s in forward of step 1 for rank 1"),
