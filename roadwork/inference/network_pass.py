@@ -32,6 +32,8 @@ def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], devi
             f"the shards have views of {index.view_size} px, the model in {folder} wants {network.view_size}; "
             f"build shards with --view-size {network.view_size}"
         )
+    if other := other_cut(network, index):
+        notes.append(other)
     if network.calibration is None:
         prior = (index.manifest.get("class_prior") or {}).get("draws") or config.predict.prior
         prior = min(max(float(prior), 1e-3), 1 - 1e-3)
@@ -40,6 +42,16 @@ def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], devi
         network.calibration = {"temperature": 1.0, "bias": shift}
         notes.append(f"{folder.name}/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior")
     return network
+
+
+def other_cut(network: RoadworkDetector, index: ShardIndex) -> str:
+    """A note where the shards cut photos into more or fewer views than the network by itself; else empty."""
+    if network.max_views == index.max_views:
+        return ""
+    return (
+        f"the shards have at most {index.max_views} views of a photo, the network cuts pictures into at most "
+        f"{network.max_views}: figures on all views are of another input than the service sees"
+    )
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,17 @@ def test_bad_run_folders_are_one_clear_line(config, tmp_path):
         predict.prepare(broken)
 
 
+def test_the_network_that_is_written_cuts_photos_as_best_does_and_other_shards_are_noted(config, tmp_path):
+    made = changed(config, tmp_path, ensemble="off", tta="off")
+    best = Path(made.run.dir) / "best"
+    content = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps(content | {"max_views": 4}))
+    plan, _ = predict.predict(made, alone(), predict.prepare(made))
+    assert RoadworkDetector.from_pretrained(Path(made.run.dir) / "model").max_views == 4
+    (note,) = json.loads((Path(made.run.dir) / "predict_details.json").read_text())["notes"]
+    assert note in plan.details["notes"] and "at most 12 views of a photo" in note
+
+
 @pytest.mark.parametrize("stage", [predict, evaluate])
 def test_an_empty_split_is_one_clear_line(config, tmp_path, stage):
     shutil.copytree(config.data.shards, tmp_path / "shards")

@@ -61,9 +61,21 @@ def test_the_graph_says_what_it_takes(model: Path, written: dict[Path, float]) -
         ("views", [12, 3, 64, 64]), ("view_mask", [12]), ("boxes", [12, 4]),
     ]  # fmt: skip
     known = session.get_modelmeta().custom_metadata_map
-    assert known["view_size"] == "64" and known["views"] == "12"
+    assert (known["view_size"], known["views"], known["max_views"]) == ("64", "12", "12")
     assert RoadworkDetector.from_pretrained(model).predict(np.zeros((64, 64, 3), dtype=np.uint8)) <= 1
     assert not list(model.rglob(".*"))
+
+
+def test_without_a_number_the_graph_takes_as_many_views_as_the_model_cuts(model: Path, tmp_path: Path) -> None:
+    detector = RoadworkDetector.from_pretrained(model)
+    detector.max_views = 4
+    detector.save_pretrained(tmp_path)
+    (error,) = export(ExportOptions(model=str(tmp_path), format="torch")).values()
+    assert error < 1e-5
+    graph = torch.export.load(tmp_path / "exported" / "model.pt2").module()
+    (cut,) = [detector.cut(picture) for picture in pictures()[1:2]]
+    assert graph(*padded([cut])).item() == pytest.approx(detector.predict(pictures()[1]), abs=1e-5)
+    assert len(cut.views) == 4
 
 
 def test_impossible_numbers_of_views_and_missing_models_are_one_line(model: Path, tmp_path: Path) -> None:
