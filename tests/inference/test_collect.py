@@ -175,6 +175,16 @@ def test_the_network_that_is_written_cuts_photos_as_best_does_and_other_shards_a
     assert note in plan.details["notes"] and "at most 12 views of a photo" in note
 
 
+@pytest.mark.parametrize(("mode", "chosen"), [("auto", "pretrained"), ("on", "pretrained_tta")])
+def test_shards_without_a_validation_split_are_predicted_with_every_augmentation(config, tmp_path, mode, chosen):
+    made = changed(config, tmp_path, tta=mode, ensemble="off")
+    prepared = dataclasses.replace(predict.prepare(made), val=None)
+    plan, found = predict.predict(made, alone(), prepared)
+    assert plan.chosen == chosen and found.log_odds.shape[1] == 3
+    lines = (Path(made.run.dir) / "predictions_tta.csv").read_text().splitlines()
+    assert lines[0] == "id,kept,distance,pretrained,pretrained_tta,label" and len(lines) == 1 + COUNTS["test"]
+
+
 @pytest.mark.parametrize("stage", [predict, evaluate])
 def test_an_empty_split_is_one_clear_line(config, tmp_path, stage):
     shutil.copytree(config.data.shards, tmp_path / "shards")
