@@ -125,7 +125,7 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
     seen = Seen()
     standing: dict[str, Any] | None = None
     if prepared.model is not None:
-        network = load(prepared.model, config, prepared.index, notes, engine.device)
+        network = load(prepared.model, config, prepared.index, prepared.train, notes, engine.device)
         seen = network_answers(network, config, engine, prepared.index, notes)
         systems.update(seen.systems)
         chosen = chosen or "image_only"

@@ -14,7 +14,7 @@ from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
 from roadwork.evaluation.photos import stitched
-from roadwork.inference import evaluate, predict
+from roadwork.inference import evaluate, network_pass, predict
 from roadwork.inference.collect import answer_batch, collect, feature_rows, training_distribution
 from roadwork.inference.members import find_members, load_members
 from roadwork.inference.plan import prior_of_draws
@@ -131,6 +131,21 @@ def test_the_prior_is_that_of_the_draws(config):
     even = dataclasses.replace(config, data=dataclasses.replace(config.data, gps_weighted=False))
     assert prior_of_draws(index, even) == pytest.approx(np.mean(index.label[known] == 1))
     assert prior_of_draws(index, even) != prior_of_draws(index, config)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_network_without_calibration_is_shifted_from_the_draws_of_its_training(config, weighted):
+    best, device = Path(config.run.dir) / "best", torch.device("cpu")
+    train = ShardIndex.open(config.data.shards, "train")
+    train.manifest["class_prior"] = {"draws": 0.9, "photos": 0.9}  # of weights that training may not have used
+    data = dataclasses.replace(config.data, gps_weighted=weighted)
+    made, notes = dataclasses.replace(options(config, prior=0.3), data=data), []
+    network = network_pass.load(best, made, train, train, notes, device)
+    shift = logit(0.3) - logit(prior_of_draws(train, made))
+    assert network.calibration == {"temperature": 1.0, "bias": pytest.approx(shift)}
+    assert notes == [f"best/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior"]
+    assert network_pass.load(best, made, train, None, notes, device).calibration is None
+    assert "are not shifted to the prior: the shards have no train split" in notes[-1]
 
 
 def options(config, **predict_options):

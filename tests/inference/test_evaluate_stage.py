@@ -158,10 +158,10 @@ def test_predictions_that_cover_the_split_are_what_is_scored(launch, run, shards
 
 def test_shards_that_were_cut_otherwise_than_the_network_cuts_are_noted(model, shards, tmp_path):
     index, notes, device = ShardIndex.open(shards, "test"), [], torch.device("cpu")
-    network = load(model, Config(), index, notes, device)
+    network = load(model, Config(), index, None, notes, device)
     assert notes == [] and index.max_views == network.max_views == 12
     network.max_views = 4
-    load(network.save_pretrained(tmp_path), Config(), index, notes, device)
+    load(network.save_pretrained(tmp_path), Config(), index, None, notes, device)
     (note,) = notes
     assert "the shards have at most 12 views of a photo" in note and "into at most 4: figures" in note
 
