@@ -218,9 +218,9 @@ class Saved(nn.Module):
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[Any], batch: int = 8) -> list[float]:
-        """The same for several pictures, `batch` at a time."""
-        photos = [self.cut(image) for image in images]
-        return [p for i in range(0, len(photos), batch) for p in self.answer(photos[i : i + batch])]
+        """The same for several pictures, `batch` at a time: no more of them are in memory as views at once."""
+        batches = (images[start : start + batch] for start in range(0, len(images), batch))
+        return [p for some in batches for p in self.answer([self.cut(image) for image in some])]
 
     def cut(self, image: Any) -> CutPhoto:
         """A picture (see `to_rgb`) as the views that the network sees; safe in several threads."""

@@ -181,6 +181,19 @@ def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArra
             model.predict(image)
 
 
+def test_many_pictures_are_cut_batch_by_batch(build: Build, photo: npt.NDArray[np.uint8]) -> None:
+    model = build().eval()
+    expected = [model.predict(photo), model.predict(photo[::-1])]
+    order: list[str] = []
+    cut, answer = model.cut, model.answer
+    model.cut = lambda image: order.append("cut") or cut(image)  # type: ignore[func-returns-value, method-assign]
+    model.answer = lambda photos: order.append("answer") or answer(photos)  # type: ignore[func-returns-value, method-assign]
+    found = model.predict_batch([photo, photo[::-1], photo, photo[::-1], photo], 2)
+    assert found == pytest.approx([*expected, *expected, expected[0]], abs=1e-5)
+    assert order == ["cut", "cut", "answer", "cut", "cut", "answer", "cut", "answer"]
+    assert model.predict_batch([]) == []
+
+
 def test_predict_leaves_the_model_as_it_was(build: Build, photo: npt.NDArray[np.uint8]) -> None:
     model = build().train()
     assert model.predict(photo) == model.predict(photo)
