@@ -92,7 +92,7 @@ SECTIONS = {
     "checkpoint": {"keep_every": _NONE_OR_MORE},
     "engine": {"timeout_s": ABOVE_ZERO, "threads": _NONE_OR_MORE},
     "monitoring": {"ceiling_tflops": _NONE_OR_MORE},
-    "predict": {"batch": _COUNT},
+    "predict": {"batch": _COUNT, "bootstrap": _COUNT},
     "pipeline": {"processes": _NONE_OR_MORE},
 }
 """Of the options that no class checks by itself."""
