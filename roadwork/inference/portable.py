@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,13 @@ def export(options: ExportOptions) -> dict[Path, float]:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write under a temporary name and rename. Weights beyond ONNX's 2 GiB go to a file beside it, named in it."""
+    """Write in a temporary folder and move what lies there, `path` last.
+
+    The name is the final one from the beginning: many weights go to a file beside it, NAME.data, which it names.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    write(temporary)
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        write(made)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):
+            file.replace(path.with_name(file.name))
