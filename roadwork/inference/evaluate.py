@@ -176,7 +176,8 @@ def show(config: Config, result: Mapping[str, Any], answers: Mapping[str, float]
     """The chosen system's answers in TensorBoard, in a run of their own beside the training curves."""
     run, index = Path(config.run.dir), prepared.index
     details = read_json(run / "predict_details.json")
-    figures = evaluation_figures(result, answers, details, index, prepared.train, index.manifest)
+    weighted = config.data.gps_weighted
+    figures = evaluation_figures(result, answers, details, index, prepared.train, index.manifest, weighted)
     write_events(run / "tensorboard" / "evaluate", result, join(index, answers), figures, config, config.run.dir)
 
 
