@@ -1,4 +1,4 @@
-"""Export: `python launch/export.py --model DIR [--format onnx|torch|both] [--views 12]`."""
+"""Export: `python launch/export.py --model DIR [--format onnx|torch|both] [--views N]`."""
 
 import sys
 

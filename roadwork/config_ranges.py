@@ -98,7 +98,7 @@ SECTIONS = {
         "smoothing": BELOW_ONE,
     },
     "monitoring": {"ceiling_tflops": _NONE_OR_MORE},
-    "predict": {"batch": _COUNT},
+    "predict": {"batch": _COUNT, "bootstrap": _COUNT},
     "pipeline": {"processes": _NONE_OR_MORE},
 }
 """Of the options that no class checks by itself."""

@@ -106,6 +106,7 @@ def test_impossible_values_are_refused_by_name(path: str, value: object, words: 
         ("data.prefetch=0", "data.prefetch is 0; give at least 1"),
         ("data.bad_sample_budget=2", "data.bad_sample_budget is 2.0; give a share in [0, 1]"),
         ("predict.batch=0", "predict.batch is 0; give at least 1"),
+        ("predict.bootstrap=0", "predict.bootstrap is 0; give at least 1"),
         ("training.patience=-1", "training.patience is -1; give 0 or more"),
         ("engine.timeout_s=0", "engine.timeout_s is 0.0; give a number > 0"),
         ("engine.threads=-1", "engine.threads is -1; give 0 or more"),
@@ -158,7 +159,7 @@ def test_a_launched_script_ends_with_status_2_and_one_line(option: str) -> None:
         ("augment.gaussian_blur_sigma", 128.0), ("augment.zoom_range", (1.0, 1.0)), ("loss.alpha", [0.0, 3.0]),
         ("model.keep_ratio", 1.0), ("model.trainable", "last-12"), ("model.trainable", "full"), ("training.max_steps", 1),
         ("pipeline.stages", []), ("pipeline.stages", list(PIPELINE)), ("predict.prior", 0.999), ("model.metadata_fields", []),
-        ("checkpoint.keep_every", 0),
+        ("checkpoint.keep_every", 0), ("predict.bootstrap", 1),
     ],
 )  # fmt: skip
 def test_values_at_the_edge_of_what_is_possible_are_accepted(path: str, value: object) -> None:

@@ -45,7 +45,7 @@ class ShardIndex:
     Columns: id_bytes [UTF-8]; label int8 (-1 unknown); latitude, longitude float64 (NaN missing); gps_weight float64;
     weather, daytime, scene int16 (-1 NULL); num_views int16; masks_valid bool [n, 6] (all False: no masks); width,
     height int32; shard int32; and offset and size of each member: views_offset, views_size, meta_offset, ...
-    The strings id, group and city are written out when they are asked for.
+    The strings id, group and city are written out when they are asked for. `max_views`: of a photo, as it was built.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class ShardIndex:
         self.folder, self.split, self.manifest = folder, split, manifest
         self.view_size: int = manifest["view_size"]
         self.mask_size: int = manifest["mask_size"]
+        self.max_views: int = manifest.get("options", {}).get("max_views", MAX_VIEWS)
         self.shards = [ShardInfo(**line) for line in manifest["shards"] if line["split"] == split]
         self.paths = [file_in(folder, shard.name) for shard in self.shards]
         self.cache: ShardCache | None = None

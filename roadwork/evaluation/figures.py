@@ -16,12 +16,19 @@ MOST_ROWS = 20
 
 
 def evaluation_figures(
-    evaluation: Any, answers: Mapping[str, float], details: Any, scored: Any, train: Any, manifest: Any
+    evaluation: Any,
+    answers: Mapping[str, float],
+    details: Any,
+    scored: Any,
+    train: Any,
+    manifest: Any,
+    weighted: bool = True,
 ) -> dict[str, Figure]:
     """`systems`, `confusion`, `reliability`, `recall` and `map`, each only where there is something to show.
 
     evaluation, details, manifest: of evaluation.json, predict_details.json and manifest.json, or None; answers: {id:
-    probability} of the chosen system; scored, train: shard indexes, or None.
+    probability} of the chosen system; scored, train: shard indexes, or None; weighted: `data.gps_weighted`, without which
+    every training photo is drawn alike.
     """
     found: dict[str, Figure] = {}
     if evaluation and evaluation["systems"]:
@@ -30,7 +37,8 @@ def evaluation_figures(
     if train is not None:
         centres = (manifest or {}).get("clusters") or ()
         held = None if scored is None else (np.asarray(scored.latitude), np.asarray(scored.longitude))
-        place = plots.map_figure(train.latitude, train.longitude, train.gps_weight, centres, held)
+        weight = np.asarray(train.gps_weight) if weighted else np.ones(len(train.latitude))
+        place = plots.map_figure(train.latitude, train.longitude, weight, centres, held)
         found |= {} if place is None else {"map": place}
     if scored is None or not answers or not evaluation:
         return found

@@ -119,7 +119,7 @@ def intervals_figure(rows: Sequence[tuple[str, float, Sequence[float] | None]], 
         if interval is not None:
             axes.plot(interval, [y, y], color=BLUE, linewidth=2)
         axes.plot([value], [y], "o", color=BLUE)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", alpha=0.25)
@@ -168,5 +168,5 @@ def errors_figure(pictures: Sequence[tuple[Any, str]], columns: int = 3) -> Figu
         axes.axis("off")
     for axes, (picture, caption) in zip(figure.axes, pictures, strict=False):
         axes.imshow(picture)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(caption, fontsize=8, parse_math=False)  # an id or a city may hold dollars
     return figure

@@ -72,6 +72,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
     details = read_json(folder / "predict_details.json")
     model = read_json(folder / "model" / "config.json") or read_json(folder / "best" / "config.json")
     log = read_last_per_step(folder / "metrics.jsonl")
+    weighted = (config or {}).get("data", {}).get("gps_weighted", True)
     pictures = worst_photos(scored, evaluation["errors"]) if scored is not None and evaluation else {}
     return {
         "run": folder.name or str(folder),
@@ -87,7 +88,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "calibrations": calibrations(details),
         "training": training(log),
         "curves": curves(log, read_last_per_step(folder / "validation.jsonl")),
-        "figures": figures(folder, evaluation, details, manifest, scored, train),
+        "figures": figures(folder, evaluation, details, manifest, scored, train, weighted),
         "photos": {name: data_link(jpeg(pixels), "image/jpeg") for name, pixels in pictures.items()},
         "masks": pseudo_masks([*mask_folders(folder, config, manifest)]),
         "rejected": rejected(store),
@@ -311,11 +312,11 @@ def curves(log: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, 
 
 
 def figures(
-    folder: Path, evaluation: Any, details: Any, manifest: Any, scored: Any, train: Any
+    folder: Path, evaluation: Any, details: Any, manifest: Any, scored: Any, train: Any, weighted: bool
 ) -> dict[str, str | None]:
     """The figures of `evaluation_figures`, each a link, or None where there is nothing to show."""
     answers = read_probabilities(folder / evaluation.get("predictions", "predictions.csv")) if evaluation else {}
-    drawn = evaluation_figures(evaluation, answers, details, scored, train, manifest)
+    drawn = evaluation_figures(evaluation, answers, details, scored, train, manifest, weighted)
     return {name: _linked(drawn.get(name)) for name in ("confusion", "reliability", "recall", "systems", "map")}
 
 

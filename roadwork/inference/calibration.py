@@ -46,14 +46,17 @@ class Fit:
 
 
 def log_odds_of(prior: float) -> float:
-    """log(p / (1 - p)) of a class prior, which is kept off 0 and 1 (a class that was never seen says nothing exact)."""
-    prior = min(max(float(prior), 1e-3), 1 - 1e-3)
+    """log(p / (1 - p)) of a class prior in (0, 1)."""
     return float(np.log(prior) - np.log1p(-prior))
 
 
 def analytic_shift(from_prior: float, to_prior: float) -> float:
-    """Bias that moves a model trained under one class prior to another (Saerens et al. 2002, eq. 4, in log-odds)."""
-    return log_odds_of(to_prior) - log_odds_of(from_prior)
+    """Bias that moves a model trained under one class prior to another (Saerens et al. 2002, eq. 4, in log-odds).
+
+    from_prior was measured and is kept off 0 and 1: a class that was never seen says nothing exact. to_prior, in (0, 1),
+    is what the user knows.
+    """
+    return log_odds_of(to_prior) - log_odds_of(min(max(float(from_prior), 1e-3), 1 - 1e-3))
 
 
 def fit_calibration(log_odds: np.ndarray, labels: np.ndarray, *, prior: float, source_prior: float) -> Fit:

@@ -125,7 +125,7 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
     seen = Seen()
     standing: dict[str, Any] | None = None
     if prepared.model is not None:
-        network = load(prepared.model, config, prepared.index, notes, engine.device)
+        network = load(prepared.model, config, prepared.index, prepared.train, notes, engine.device)
         seen = network_answers(network, config, engine, prepared.index, notes)
         systems.update(seen.systems)
         chosen = chosen or "image_only"
@@ -176,7 +176,8 @@ def show(config: Config, result: Mapping[str, Any], answers: Mapping[str, float]
     """The chosen system's answers in TensorBoard, in a run of their own beside the training curves."""
     run, index = Path(config.run.dir), prepared.index
     details = read_json(run / "predict_details.json")
-    figures = evaluation_figures(result, answers, details, index, prepared.train, index.manifest)
+    weighted = config.data.gps_weighted
+    figures = evaluation_figures(result, answers, details, index, prepared.train, index.manifest, weighted)
     write_events(run / "tensorboard" / "evaluate", result, join(index, answers), figures, config, config.run.dir)
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from roadwork.config import Config
@@ -16,14 +15,19 @@ from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.evaluation.errors import covered
+from roadwork.inference.calibration import analytic_shift
+from roadwork.inference.plan import prior_of_draws
 from roadwork.inference.single_view import as_sent, photos_of
 from roadwork.models import RoadworkDetector
 from roadwork.monitoring.progress import Progress
 
 
-def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], device: torch.device) -> RoadworkDetector:
+def load(
+    folder: Path, config: Config, index: ShardIndex, train: ShardIndex | None, notes: list[str], device: torch.device
+) -> RoadworkDetector:
     """The saved network; without a calibration of its own it is moved from the prior of the draws to predict.prior.
 
+    train: the split whose draws those are; None: nobody knows them, and the answers are left as they are.
     UserError where the shards' views have another size, or `folder` holds no network of this package.
     """
     network = RoadworkDetector.from_pretrained(folder, device)
@@ -32,14 +36,26 @@ def load(folder: Path, config: Config, index: ShardIndex, notes: list[str], devi
             f"the shards have views of {index.view_size} px, the model in {folder} wants {network.view_size}; "
             f"build shards with --view-size {network.view_size}"
         )
+    if other := other_cut(network, index):
+        notes.append(other)
     if network.calibration is None:
-        prior = (index.manifest.get("class_prior") or {}).get("draws") or config.predict.prior
-        prior = min(max(float(prior), 1e-3), 1 - 1e-3)
-        wanted = config.predict.prior
-        shift = float(np.log(wanted / (1 - wanted)) - np.log(prior / (1 - prior)))
-        network.calibration = {"temperature": 1.0, "bias": shift}
-        notes.append(f"{folder.name}/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior")
+        told = "are not shifted to the prior: the shards have no train split, so that of its draws is unknown"
+        if train is not None:
+            shift = analytic_shift(prior_of_draws(train, config), config.predict.prior)
+            network.calibration = {"temperature": 1.0, "bias": shift}
+            told = f"are shifted by {shift:+.3f} to the prior"
+        notes.append(f"{folder.name}/ has no fitted calibration: its answers {told}")
     return network
+
+
+def other_cut(network: RoadworkDetector, index: ShardIndex) -> str:
+    """A note where the shards cut photos into more or fewer views than the network by itself; else empty."""
+    if network.max_views == index.max_views:
+        return ""
+    return (
+        f"the shards have at most {index.max_views} views of a photo, the network cuts pictures into at most "
+        f"{network.max_views}: figures on all views are of another input than the service sees"
+    )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ class ExportOptions:
     """Where to write; empty: into the folder of the model, so that one upload holds all."""
     format: Literal["onnx", "torch", "both"] = "onnx"
     """onnx/model.onnx, exported/model.pt2 (torch.export), or both."""
-    views: int = 12
-    """Views per photo that the graph takes; photos with fewer are padded. 1 suits pictures of at most 256 px."""
+    views: int = 0
+    """Views per photo that the graph takes, 1 to 12; photos with fewer are padded. 1 suits pictures of at most 256 px;
+    0: as many as the model cuts a photo into."""
 
 
 @dataclass

@@ -63,8 +63,10 @@ def make_plan(members: Members, val: Answers | None, truth: HeldOut, config: Con
     """Fit and choose everything on held-out groups; without any, defaults that are stated as such."""
     if val is None:
         number = len(members.names)
-        log_odds, image_only = np.zeros((0, 1, number)), np.zeros((0, number))
-        single_view, selection = image_only, None
+        many = 1 if config.predict.tta == "off" else config.predict.num_augmentations
+        log_odds, image_only = np.zeros((0, many, number)), np.zeros((0, number))
+        single_view = image_only
+        selection = foods.Selection(np.ones((0, many), bool), np.zeros((0, many))) if many > 1 else None
     else:
         kept = val.rows(usable(val))
         assert kept.single_view is not None, "held-out answers come with those on a single view"

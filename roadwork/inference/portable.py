@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,13 @@ def comparison_photos(detector: RoadworkDetector, views: int) -> list[CutPhoto]:
 
 
 @torch.no_grad()
-def export_program(detector: RoadworkDetector, views: int = MAX_VIEWS) -> torch.export.ExportedProgram:
+def export_program(detector: RoadworkDetector, views: int) -> torch.export.ExportedProgram:
     """The detector by torch.export: any number of photos, exactly `views` views each (padded and masked).
 
     The calibration is in the graph. Raises UserError for numbers of views that the detector never sees.
     """
     if not 1 <= views <= MAX_VIEWS:
-        raise UserError(f"--views is {views}; give 1 to {MAX_VIEWS}")
+        raise UserError(f"--views is {views}; give 1 to {MAX_VIEWS}, or 0 for as many as the model cuts")
     answering = Answering(detector).eval()
     example = padded(comparison_photos(detector, views)[:3], views)
     answering(*example)  # constants that the backbone keeps must be real tensors before the tracer comes by
@@ -89,6 +90,7 @@ def write_onnx(program: torch.export.ExportedProgram, detector: RoadworkDetector
         )
     assert made is not None
     made.model.metadata_props.update(view_size=str(detector.view_size), views=str(views), pixels="RGB in [0, 1]")
+    made.model.metadata_props.update(max_views=str(detector.max_views))
     _replace(path, lambda temporary: made.save(temporary))
 
 
@@ -128,17 +130,18 @@ def export(options: ExportOptions) -> dict[Path, float]:
     """
     detector = RoadworkDetector.from_pretrained(options.model)
     out = Path(options.out or options.model)
-    program = export_program(detector, options.views)
+    views = options.views or detector.max_views
+    program = export_program(detector, views)
     written: dict[Path, float] = {}
     if options.format != "onnx":
         path = out / "exported" / "model.pt2"
         _replace(path, lambda temporary: torch.export.save(program, temporary))
         loaded = torch.export.load(path).module()
-        written[path] = largest_error(loaded, detector, options.views)
+        written[path] = largest_error(loaded, detector, views)
     if options.format != "torch":
         path = out / "onnx" / "model.onnx"
-        write_onnx(program, detector, options.views, path)
-        written[path] = largest_error(run_onnx(path), detector, options.views)
+        write_onnx(program, detector, views, path)
+        written[path] = largest_error(run_onnx(path), detector, views)
     for path, error in written.items():
         if not error <= TOLERANCE:
             raise RuntimeError(f"{path} differs from {options.model} by {error:.2g} in probability; do not use it")
@@ -146,8 +149,13 @@ def export(options: ExportOptions) -> dict[Path, float]:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write under a temporary name and rename. Weights beyond ONNX's 2 GiB go to a file beside it, named in it."""
+    """Write in a temporary folder and move what lies there, `path` last.
+
+    The name is the final one from the beginning: many weights go to a file beside it, NAME.data, which it names.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    write(temporary)
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        write(made)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):
+            file.replace(path.with_name(file.name))

@@ -19,6 +19,7 @@ from roadwork.evaluation.standing import challenge_standing, standing_words, syn
 from roadwork.inference.collect import Answers, collect, training_distribution
 from roadwork.inference.export import write_model
 from roadwork.inference.members import Members, find_members, load_members
+from roadwork.inference.network_pass import other_cut
 from roadwork.inference.output import write_predictions
 from roadwork.inference.plan import Plan, held_out, make_plan
 from roadwork.inference.transforms import transforms
@@ -72,6 +73,7 @@ def run_predict(config: Config) -> Path:
             f"model/ ({plan.network}), pixels alone: held-out MCC {whole} on all views, {alone} on one 224 px view\n"
             f"answers by {plan.chosen}; model/ is {plan.network}; {len(answers.ids)} predictions: {path}\n"
         )
+        sys.stdout.write("".join(f"note: {note}\n" for note in plan.details["notes"]))
         if standing is not None:
             sys.stdout.write(standing_words(standing) + "\n")
     engine.close()
@@ -108,12 +110,13 @@ def predict(config: Config, engine: Engine, prepared: Prepared) -> tuple[Plan, A
     predict/. The result does not depend on the number of processes.
     """
     members = load_members(config, prepared.folds, engine.device)
-    check_view_size(config, members, prepared.target)
+    note = check_view_size(config, members, prepared.target)
     listed = transforms(1 if config.predict.tta == "off" else config.predict.num_augmentations, config.seed)
     train, val_index, target = prepared.train, prepared.val, prepared.target
     distribution = training_distribution(members, train, config, engine) if len(listed) > 1 else None
     val = collect(members, val_index, listed, distribution, config, engine) if val_index else None
     plan = make_plan(members, val, held_out(val, train, config), config)
+    plan.details["notes"] = [note] if note else []
     # TTA that was judged useless is not computed for photos without labels: nobody could learn anything from it.
     wanted = len(listed) > 1 and (plan.details["tta"]["used"] or bool((np.asarray(target.label) >= 0).any()))
     target_list = listed if wanted else listed[:1]
@@ -158,11 +161,12 @@ def check_options(config: Config) -> None:
         raise UserError("predict.tta is on with predict.num_augmentations 1; give 2 or more, or set predict.tta off")
 
 
-def check_view_size(config: Config, members: Members, target: ShardIndex) -> None:
-    """UserError where shards and model do not fit."""
+def check_view_size(config: Config, members: Members, target: ShardIndex) -> str:
+    """UserError where shards and model do not fit; a note where photos are cut otherwise (see `other_cut`), or empty."""
     wanted = members.model.view_size
     if wanted != target.view_size:
         raise UserError(
             f"{config.data.shards} has views of {target.view_size} px, the model in {config.run.dir}/best wants "
             f"{wanted}; build shards with --view-size {wanted}"
         )
+    return other_cut(members.model, target)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from roadwork.config import ModelConfig
 from roadwork.data.images import MIN_SIDE, Photo, convert_image
 from roadwork.data.record import Rejected
-from roadwork.data.views import make_views, view_boxes
+from roadwork.data.views import MAX_VIEWS, make_views, view_boxes
 from roadwork.errors import UserError
 from roadwork.models.backbone import Backbone
 from roadwork.models.saved_config import (
@@ -121,6 +121,8 @@ class Saved(nn.Module):
     config: ModelConfig
     backbone: Backbone
     view_size: int
+    max_views: int = MAX_VIEWS
+    """Views that `cut` makes of a photo at most: as many as the shards that this model was trained on."""
     calibration: dict[str, float] | None
 
     def save_pretrained(
@@ -151,6 +153,7 @@ class Saved(nn.Module):
             "architecture": ARCHITECTURE,
             "format": FORMAT,
             "view_size": self.view_size,
+            "max_views": self.max_views,
             "weights_origin": recipe.origin,
             "backbone": dataclasses.asdict(recipe),
             "model": dataclasses.asdict(self.config),
@@ -175,6 +178,7 @@ class Saved(nn.Module):
         except UserError as error:
             raise UserError(f"{source / CONFIG}: {error}") from error
         model.load_weights(source)
+        model.max_views = saved.max_views
         model.calibration = read_calibration(source)
         return model.to(device).eval()
 
@@ -214,15 +218,15 @@ class Saved(nn.Module):
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[Any], batch: int = 8) -> list[float]:
-        """The same for several pictures, `batch` at a time."""
-        photos = [self.cut(image) for image in images]
-        return [p for i in range(0, len(photos), batch) for p in self.answer(photos[i : i + batch])]
+        """The same for several pictures, `batch` at a time: no more of them are in memory as views at once."""
+        batches = (images[start : start + batch] for start in range(0, len(images), batch))
+        return [p for some in batches for p in self.answer([self.cut(image) for image in some])]
 
     def cut(self, image: Any) -> CutPhoto:
         """A picture (see `to_rgb`) as the views that the network sees; safe in several threads."""
         rgb = to_rgb(image)
         height, width = rgb.shape[:2]
-        boxes = view_boxes(width, height, self.view_size)
+        boxes = view_boxes(width, height, self.view_size, self.max_views)
         views = make_views(rgb, boxes, self.view_size)
         return CutPhoto(views, np.asarray(boxes / [width, height, width, height], dtype=np.float32))
 
@@ -265,7 +269,7 @@ tags: [roadwork-detection, street-photos]
 Says how probable roadwork is in a street photo.
 
 - Backbone: `{model["backbone"]}`, weights: {content["weights_origin"]}; trained part: {model["trainable"]}
-- Views of {content["view_size"]} px, {parameters / 1e6:.1f} M parameters
+- Views of {content["view_size"]} px, at most {content["max_views"]} of a photo; {parameters / 1e6:.1f} M parameters
 - Metadata seen: {fields} (pixels alone are enough)
 - Calibration: {calibrated}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from roadwork.config import ModelConfig
+from roadwork.data.views import MAX_VIEWS
 from roadwork.errors import UserError
 from roadwork.models.weights import Recipe
 
@@ -23,6 +24,7 @@ class SavedConfig:
     """All that is needed to build a saved detector again, without its weights."""
 
     view_size: int
+    max_views: int
     backbone: Recipe
     model: ModelConfig
 
@@ -45,6 +47,9 @@ def read_config(folder: Path) -> SavedConfig:
             raise UserError(f"{path} lacks the field {name}; save the model again")
     if not _fits(content["view_size"], int):
         raise _wrong(path, "view_size", content["view_size"], int)
+    max_views = content.get("max_views", MAX_VIEWS)  # of a version that did not keep it: cut as that version did
+    if not (_fits(max_views, int) and 1 <= max_views <= MAX_VIEWS):
+        raise UserError(f"{path}: max_views is {max_views!r:.80}; expected an int from 1 to {MAX_VIEWS}")
     model = content["model"]
     if isinstance(model, dict):  # fields of later versions are left out; how to compute is a matter of the machine
         known = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -52,7 +57,7 @@ def read_config(folder: Path) -> SavedConfig:
     recipe = _made(Recipe, content["backbone"], path, "backbone")
     if min(recipe.std) <= 0:
         raise UserError(f"{path}: backbone.std is {list(recipe.std)}; expected three numbers above 0")
-    return SavedConfig(content["view_size"], recipe, _made(ModelConfig, model, path, "model"))
+    return SavedConfig(content["view_size"], max_views, recipe, _made(ModelConfig, model, path, "model"))
 
 
 def read_calibration(folder: Path) -> dict[str, float] | None:

@@ -80,6 +80,7 @@ class Trainer:
     def _build(self, made: Made) -> None:
         config, engine = self.config, self.engine
         self.model, optimizer, self.constants, whole = made
+        self.model.max_views = self.data.train.max_views  # so that what is saved cuts photos as these were cut
         self.model.to(engine.device)
         if config.model.compile:
             self.model.compile_blocks()

@@ -179,6 +179,14 @@ def test_systems_stand_in_their_order_with_their_intervals() -> None:
     assert drawn(plots.intervals_figure([])).size[0] > 100
 
 
+def test_dollars_in_the_names_of_photos_and_cities_are_no_formula() -> None:
+    name = "img_$_20_$30_x^^.jpg"
+    shown = plots.errors_figure([(np.zeros((8, 8, 3), np.uint8), name)])
+    rows = plots.intervals_figure([(name, 0.7, [0.6, 0.8])])
+    assert min(drawn(shown).size) > 100 and min(drawn(rows).size) > 100
+    assert shown.axes[0].get_title() == name and [t.get_text() for t in rows.axes[0].get_yticklabels()] == [name]
+
+
 def test_a_map_needs_one_place_and_adds_draws_of_the_same_one() -> None:
     unknown = np.array([math.nan, 1.0])
     assert plots.map_figure(unknown, unknown[::-1], np.ones(2)) is None

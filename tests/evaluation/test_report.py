@@ -6,12 +6,13 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 from roadwork.data.index import ShardIndex
 from roadwork.evaluation import plots
 from roadwork.evaluation.assess import evaluate
 from roadwork.evaluation.challenge import draw_challenges, standing
-from roadwork.evaluation.figures import uncalibrated
+from roadwork.evaluation.figures import evaluation_figures, uncalibrated
 from roadwork.evaluation.report import collect, curves, number, read_probabilities, write_report
 from roadwork.losses import TERMS
 from tests.evaluation.browser import look
@@ -69,6 +70,23 @@ def test_a_split_that_had_a_part_in_the_run_is_told(made, tmp_path, split, told)
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     text = text_of(write_report(tmp_path).read_text())
     assert told in text and "are optimistic" in text and "Nothing was fitted" not in text
+
+
+def sizes_on_the_map(train, weighted):
+    figure = evaluation_figures(None, {}, None, None, train, None, weighted)["map"]
+    return figure.axes[0].collections[0].get_sizes()
+
+
+def test_the_map_is_of_the_draws_that_the_run_makes(made, tmp_path):
+    run, _, train = made
+    assert len(set(sizes_on_the_map(train, True))) > len(set(sizes_on_the_map(train, False))) == 1
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    shown = []
+    for weighted in (True, False):
+        config["data"]["gps_weighted"] = weighted
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        shown.append(collect(tmp_path, train=train)["figures"]["map"])
+    assert shown[0] != shown[1]
 
 
 def test_every_part_is_there_with_its_figures(made):

@@ -57,6 +57,12 @@ def test_one_class_or_none_gives_the_analytic_shift(labels):
     assert analytic_shift(0.8, 0.5) == pytest.approx(-np.log(4))
 
 
+def test_only_the_prior_that_was_measured_is_kept_off_the_ends():
+    for prior in (1e-5, 1 - 1e-5):
+        assert analytic_shift(0.5, prior) == pytest.approx(logit(prior), rel=1e-6), "the user's is taken at its word"
+    assert [analytic_shift(prior, 0.5) for prior in (0.0, 1.0)] == pytest.approx([-logit(1e-3), logit(1e-3)])
+
+
 def test_probability_is_what_the_service_computes():
     z = np.array([-3.0, 0.0, 4.0])
     assert np.array_equal(Calibration(2.0, 0.5).probability(z), expit(z / 2.0 + 0.5))

@@ -14,7 +14,7 @@ from roadwork.data.index import ShardIndex
 from roadwork.data.loader import EvalLoader
 from roadwork.errors import UserError
 from roadwork.evaluation.photos import stitched
-from roadwork.inference import evaluate, predict
+from roadwork.inference import evaluate, network_pass, predict
 from roadwork.inference.collect import answer_batch, collect, feature_rows, training_distribution
 from roadwork.inference.members import find_members, load_members
 from roadwork.inference.plan import prior_of_draws
@@ -133,6 +133,21 @@ def test_the_prior_is_that_of_the_draws(config):
     assert prior_of_draws(index, even) != prior_of_draws(index, config)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_network_without_calibration_is_shifted_from_the_draws_of_its_training(config, weighted):
+    best, device = Path(config.run.dir) / "best", torch.device("cpu")
+    train = ShardIndex.open(config.data.shards, "train")
+    train.manifest["class_prior"] = {"draws": 0.9, "photos": 0.9}  # of weights that training may not have used
+    data = dataclasses.replace(config.data, gps_weighted=weighted)
+    made, notes = dataclasses.replace(options(config, prior=0.3), data=data), []
+    network = network_pass.load(best, made, train, train, notes, device)
+    shift = logit(0.3) - logit(prior_of_draws(train, made))
+    assert network.calibration == {"temperature": 1.0, "bias": pytest.approx(shift)}
+    assert notes == [f"best/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior"]
+    assert network_pass.load(best, made, train, None, notes, device).calibration is None
+    assert "are not shifted to the prior: the shards have no train split" in notes[-1]
+
+
 def options(config, **predict_options):
     return dataclasses.replace(config, predict=dataclasses.replace(config.predict, **predict_options))
 
@@ -162,6 +177,27 @@ def test_bad_run_folders_are_one_clear_line(config, tmp_path):
     shutil.rmtree(run / "best")
     with pytest.raises(UserError, match="run launch/pretrain.py"):
         predict.prepare(broken)
+
+
+def test_the_network_that_is_written_cuts_photos_as_best_does_and_other_shards_are_noted(config, tmp_path):
+    made = changed(config, tmp_path, ensemble="off", tta="off")
+    best = Path(made.run.dir) / "best"
+    content = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps(content | {"max_views": 4}))
+    plan, _ = predict.predict(made, alone(), predict.prepare(made))
+    assert RoadworkDetector.from_pretrained(Path(made.run.dir) / "model").max_views == 4
+    (note,) = json.loads((Path(made.run.dir) / "predict_details.json").read_text())["notes"]
+    assert note in plan.details["notes"] and "at most 12 views of a photo" in note
+
+
+@pytest.mark.parametrize(("mode", "chosen"), [("auto", "pretrained"), ("on", "pretrained_tta")])
+def test_shards_without_a_validation_split_are_predicted_with_every_augmentation(config, tmp_path, mode, chosen):
+    made = changed(config, tmp_path, tta=mode, ensemble="off")
+    prepared = dataclasses.replace(predict.prepare(made), val=None)
+    plan, found = predict.predict(made, alone(), prepared)
+    assert plan.chosen == chosen and found.log_odds.shape[1] == 3
+    lines = (Path(made.run.dir) / "predictions_tta.csv").read_text().splitlines()
+    assert lines[0] == "id,kept,distance,pretrained,pretrained_tta,label" and len(lines) == 1 + COUNTS["test"]
 
 
 @pytest.mark.parametrize("stage", [predict, evaluate])

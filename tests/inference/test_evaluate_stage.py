@@ -19,7 +19,7 @@ from roadwork.evaluation.photos import stitched
 from roadwork.evaluation.report import read_probabilities
 from roadwork.evaluation.standing import challenge_standing
 from roadwork.inference.evaluate import prepare
-from roadwork.inference.network_pass import shares_of
+from roadwork.inference.network_pass import load, shares_of
 from roadwork.inference.single_view import photos_of
 from roadwork.models import RoadworkDetector
 from tests.evaluation.fake_run import write_predictions
@@ -154,6 +154,16 @@ def test_predictions_that_cover_the_split_are_what_is_scored(launch, run, shards
     result = json.loads((run / "evaluation.json").read_text())
     assert result["systems"][0]["name"] == "predictions" and result["systems"][0]["mcc"] == 1.0
     assert result["predictions"] == "predictions.csv" and "image_only" in {s["name"] for s in result["systems"]}
+
+
+def test_shards_that_were_cut_otherwise_than_the_network_cuts_are_noted(model, shards, tmp_path):
+    index, notes, device = ShardIndex.open(shards, "test"), [], torch.device("cpu")
+    network = load(model, Config(), index, None, notes, device)
+    assert notes == [] and index.max_views == network.max_views == 12
+    network.max_views = 4
+    load(network.save_pretrained(tmp_path), Config(), index, None, notes, device)
+    (note,) = notes
+    assert "the shards have at most 12 views of a photo" in note and "into at most 4: figures" in note
 
 
 def test_nothing_to_score_is_one_line(shards, run, tmp_path):

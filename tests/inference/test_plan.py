@@ -177,6 +177,26 @@ def test_without_labels_or_with_one_class_the_defaults_are_stated(label):
     assert figures["bias"] == figures["analytic_bias"] == pytest.approx(-np.log(4))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("options", "chosen", "tta"),
+    [
+        ({}, "pretrained", True),
+        ({"tta": "on"}, "pretrained_tta", True),
+        ({"tta": "on", "ensemble": "on"}, "ensemble_tta", True),
+        ({"tta": "off"}, "pretrained", False),
+        ({"num_augmentations": 1}, "pretrained", False),
+    ],
+)
+def test_without_held_out_photos_every_system_that_is_computed_is_there(options, chosen, tta):
+    nobody = HeldOut(np.zeros(0, np.int64), np.zeros(0, str), 0.5, 0.8, 50, 0)
+    plan = make_plan(members("pretrained", "fold-0", "soup"), None, nobody, config(**options))
+    assert plan.chosen == chosen
+    assert set(plan.systems) == {"pretrained", "ensemble"} | ({"pretrained_tta", "ensemble_tta"} if tta else set())
+    assert plan.details["tta"]["used"] == chosen.endswith("_tta")
+    assert ("reason" in plan.details["tta"]) != tta
+
+
 def test_systems_are_what_their_names_say():
     log_odds = np.random.default_rng(0).normal(size=(5, 1, 3))
     found = system_log_odds(log_odds, None, np.array([0.5, 0.5, 0.0]), float("inf"))

@@ -10,7 +10,7 @@ import torch
 
 from roadwork.errors import UserError
 from roadwork.inference.options import ExportOptions
-from roadwork.inference.portable import export, export_program, run_onnx
+from roadwork.inference.portable import _replace, export, export_program, run_onnx
 from roadwork.models import RoadworkDetector
 from roadwork.models.saved import padded
 from tests.inference.spread import spread_answers, tiny_detector
@@ -61,9 +61,37 @@ def test_the_graph_says_what_it_takes(model: Path, written: dict[Path, float]) -
         ("views", [12, 3, 64, 64]), ("view_mask", [12]), ("boxes", [12, 4]),
     ]  # fmt: skip
     known = session.get_modelmeta().custom_metadata_map
-    assert known["view_size"] == "64" and known["views"] == "12"
+    assert (known["view_size"], known["views"], known["max_views"]) == ("64", "12", "12")
     assert RoadworkDetector.from_pretrained(model).predict(np.zeros((64, 64, 3), dtype=np.uint8)) <= 1
     assert not list(model.rglob(".*"))
+
+
+def test_without_a_number_the_graph_takes_as_many_views_as_the_model_cuts(model: Path, tmp_path: Path) -> None:
+    detector = RoadworkDetector.from_pretrained(model)
+    detector.max_views = 4
+    detector.save_pretrained(tmp_path)
+    (error,) = export(ExportOptions(model=str(tmp_path), format="torch")).values()
+    assert error < 1e-5
+    graph = torch.export.load(tmp_path / "exported" / "model.pt2").module()
+    (cut,) = [detector.cut(picture) for picture in pictures()[1:2]]
+    assert graph(*padded([cut])).item() == pytest.approx(detector.predict(pictures()[1]), abs=1e-5)
+    assert len(cut.views) == 4
+
+
+def test_weights_beside_the_graph_are_found_under_its_own_name(tmp_path: Path) -> None:
+    import onnxruntime
+
+    layer, path = torch.nn.Linear(64, 32).eval(), tmp_path / "onnx" / "model.onnx"
+    made = torch.onnx.export(layer, (torch.zeros(1, 64),), dynamo=True, optimize=False, verbose=False)
+    assert made is not None
+    for _ in range(2):  # the second time over files that are there
+        _replace(path, lambda temporary: made.save(temporary, external_data=True))
+        assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (name,) = [i.name for i in session.get_inputs()]
+        assert session.run(None, {name: np.ones((1, 64), np.float32)})[0] == pytest.approx(
+            layer(torch.ones(1, 64)).detach().numpy(), abs=1e-5
+        )
 
 
 def test_impossible_numbers_of_views_and_missing_models_are_one_line(model: Path, tmp_path: Path) -> None:

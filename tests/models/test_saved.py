@@ -18,6 +18,7 @@ from PIL import Image
 
 from roadwork.config import ModelConfig
 from roadwork.data.images import decode_photo
+from roadwork.data.views import view_boxes
 from roadwork.errors import UserError
 from roadwork.models import RoadworkDetector
 from roadwork.models.saved import padded, to_rgb
@@ -55,6 +56,21 @@ def test_saved_and_loaded_models_are_equal(
     assert model.weights_origin in card
     assert "random" in card if name == "test_vit" else "ImageNet" in card
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_photo_is_cut_into_as_many_views_as_in_the_shards_of_the_training(build: Build, tmp_path: Path) -> None:
+    model, photo = build().eval(), np.zeros((360, 640, 3), np.uint8)
+    assert len(model.cut(photo).views) == 12
+    model.max_views = 4
+    loaded = RoadworkDetector.from_pretrained(model.save_pretrained(tmp_path))
+    cut = loaded.cut(photo)
+    assert len(cut.views) == 4
+    np.testing.assert_allclose(cut.boxes * [640, 360, 640, 360], view_boxes(640, 360, 64, 4), rtol=1e-6)
+    assert "at most 4 of a photo" in (tmp_path / "README.md").read_text()
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content.pop("max_views") == 4
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert RoadworkDetector.from_pretrained(tmp_path).max_views == 12, "as the version that wrote no number did"
 
 
 def test_how_to_compute_is_not_loaded(build: Build, tmp_path: Path) -> None:
@@ -165,6 +181,19 @@ def test_bad_pictures_are_errors(build: Build, tmp_path: Path, photo: npt.NDArra
             model.predict(image)
 
 
+def test_many_pictures_are_cut_batch_by_batch(build: Build, photo: npt.NDArray[np.uint8]) -> None:
+    model = build().eval()
+    expected = [model.predict(photo), model.predict(photo[::-1])]
+    order: list[str] = []
+    cut, answer = model.cut, model.answer
+    model.cut = lambda image: order.append("cut") or cut(image)  # type: ignore[func-returns-value, method-assign]
+    model.answer = lambda photos: order.append("answer") or answer(photos)  # type: ignore[func-returns-value, method-assign]
+    found = model.predict_batch([photo, photo[::-1], photo, photo[::-1], photo], 2)
+    assert found == pytest.approx([*expected, *expected, expected[0]], abs=1e-5)
+    assert order == ["cut", "cut", "answer", "cut", "cut", "answer", "cut", "answer"]
+    assert model.predict_batch([]) == []
+
+
 def test_predict_leaves_the_model_as_it_was(build: Build, photo: npt.NDArray[np.uint8]) -> None:
     model = build().train()
     assert model.predict(photo) == model.predict(photo)
@@ -204,6 +233,10 @@ DAMAGED: list[tuple[str, Any, str]] = [
     ("backbone.name", None, r"config.json lacks the field backbone.name"),
     ("view_size", "64", r"config.json: view_size is '64'; expected int"),
     ("view_size", -64, r"config.json: .*-64"),
+    ("max_views", 0, r"config.json: max_views is 0; expected an int from 1 to 12"),
+    ("max_views", 13, r"config.json: max_views is 13; expected"),
+    ("max_views", "4", r"config.json: max_views is '4'; expected"),
+    ("max_views", True, r"config.json: max_views is True; expected"),
     ("model", [], r"config.json: model is \[\]; expected dict"),
     ("backbone", "test_vit", r"config.json: backbone is 'test_vit'; expected dict"),
     ("model.hidden_dim", "a", r"config.json: model.hidden_dim is 'a'; expected int"),

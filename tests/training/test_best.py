@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from roadwork.models import RoadworkDetector
 from roadwork.monitoring.runlog import read_lines
 from roadwork.training import folds, validation
 from roadwork.training.counters import Counters
@@ -30,6 +31,14 @@ def test_a_finished_run_makes_it_again_from_the_checkpoint_that_it_came_from(
     counters = trainer().run()
     assert weights(run) == before and counters.best_step == 6
     assert "made again from the checkpoint of step 6" in caplog.text
+
+
+def test_it_cuts_photos_as_the_shards_were_cut(trainer: Make, shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "four")
+    manifest = json.loads((tmp_path / "four" / "manifest.json").read_text())
+    (tmp_path / "four" / "manifest.json").write_text(json.dumps(manifest | {"options": {"max_views": 4}}))
+    trainer(f"--data.shards={tmp_path / 'four'}", "--training.max_steps=1").run()
+    assert RoadworkDetector.from_pretrained(tmp_path / "run" / "best").max_views == 4
 
 
 def test_without_that_checkpoint_the_last_weights_are_judged_and_the_folds_can_go_on(
