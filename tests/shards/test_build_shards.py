@@ -150,6 +150,11 @@ def test_other_options_leave_nothing_of_the_old_build(source: Path, tmp_path: Pa
     assert len(tars(tmp_path)) < many and verify(tmp_path, pixels=True) == []
 
 
+def test_the_most_views_of_a_photo_are_known_to_the_index(source: Path, built: Path, tmp_path: Path) -> None:
+    make(source, tmp_path, max_views=2)
+    assert [ShardIndex.open(folder, "train").max_views for folder in (tmp_path, built)] == [2, 12]
+
+
 def test_a_sample_is_said_to_be_one_can_be_continued_and_another_size_is_another_build(
     source: Path, built: Path, tmp_path: Path
 ) -> None:
