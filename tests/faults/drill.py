@@ -99,8 +99,11 @@ class Accident(Trainer):
                 filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - event["leave"]))
         elif action == "readonly":
             self.checkpoints.wait()
-            for options in (["--bind", self.folder.parent], ["-o", "remount,ro,bind"]):
-                subprocess.run(["mount", *options, self.folder.parent], check=True)
+            subprocess.run(["mount", "--bind", self.folder.parent, self.folder.parent], check=True)
+            for _ in range(100):  # busy while a heartbeat or a log has a file open for writing
+                if not subprocess.run(["mount", "-o", "remount,ro,bind", self.folder.parent]).returncode:
+                    break
+                time.sleep(0.05)
         elif action == "free":
             self.checkpoints.wait()
             if filler.exists():

@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 from roadwork.evaluation.metrics import log_loss
 from roadwork.inference import ood
-from roadwork.inference.calibration import Calibration, analytic_shift, fit_calibration, group_cross_fit, log_odds_of
+from roadwork.inference.calibration import Calibration, analytic_shift, fit_calibration, group_cross_fit
 from roadwork.inference.ensemble import (
     HeldOut,
     System,
@@ -175,8 +175,8 @@ def test_shifts_of_the_prior_add_up_and_are_bayes(a: float, b: float, c: float) 
 
 
 @pytest.mark.parametrize(("prior", "odds"), [(0.5, 0.0), (0.0, -6.9), (1.0, 6.9), (0.8, math.log(4))])
-def test_log_odds_of_a_prior_are_finite(prior: float, odds: float) -> None:
-    assert log_odds_of(prior) == pytest.approx(odds, abs=0.01)
+def test_a_shift_from_a_prior_that_was_measured_is_finite(prior: float, odds: float) -> None:
+    assert analytic_shift(prior, 0.5) == pytest.approx(-odds, abs=0.01)
 
 
 @settings(max_examples=25)
