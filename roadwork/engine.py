@@ -183,6 +183,8 @@ def die_with_parent() -> None:
 def set_up_device(config: Config) -> bool:
     """Choose the device, and this process's threads and kernels for it; True: the CPU. Must run before CUDA is touched.
 
+    A stage that builds a model before its engine calls it itself; the engine's own call then changes nothing.
+
     Raises:
         UserError: a GPU is asked for and there is none.
     """

@@ -1,5 +1,7 @@
 """bf16 products on a CPU: rounded once from fp32 sums, forward and backward, whatever instructions it has."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -53,6 +55,20 @@ def test_other_dtypes_keep_their_kernels() -> None:
     widen_products()
     assert torch.equal(x @ w, before)
     assert (x.double() @ w.double()).dtype == torch.float64
+
+
+def test_products_are_replaced_once_however_often_a_stage_asks() -> None:
+    """Pre-training asks before it builds the model, and its engine asks again."""
+    code = """
+import torch
+from roadwork import cpu_bf16
+cpu_bf16.lacks_bf16_instructions = lambda: True  # as on a CPU below AVX-512
+assert cpu_bf16.widen_products() and cpu_bf16.widen_products()
+assert len(cpu_bf16._LIBRARY) == 1
+assert (torch.ones(2, 3, dtype=torch.bfloat16) @ torch.ones(3, 2, dtype=torch.bfloat16) == 3).all()
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not lacks_bf16_instructions(), reason="this CPU has bf16 instructions: nothing is replaced")

@@ -24,7 +24,7 @@ class Store(Protocol):
         """The whole file; FileNotFoundError where it is not there."""
 
     def open(self, name: str) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
-        """A file to read and to seek in, without a disk of its own; FileNotFoundError where it is not there."""
+        """A file to read and to seek in, without a copy on the local disk; FileNotFoundError where it is not there."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file; a reader sees the old one or the new one, as far as the store can promise that."""

@@ -43,7 +43,7 @@ def load(
         if train is not None:
             shift = analytic_shift(prior_of_draws(train, config), config.predict.prior)
             network.calibration = {"temperature": 1.0, "bias": shift}
-            told = f"are shifted by {shift:+.3f} to the prior"
+            told = f"are shifted by {shift:+.3f} to the prior, from that of the draws of these shards' train split"
         notes.append(f"{folder.name}/ has no fitted calibration: its answers {told}")
     return network
 

@@ -89,8 +89,8 @@ def write_onnx(program: torch.export.ExportedProgram, detector: RoadworkDetector
             optimize=False,  # the runtime optimises for its own hardware; doing it here takes minutes
         )
     assert made is not None
-    made.model.metadata_props.update(view_size=str(detector.view_size), views=str(views), pixels="RGB in [0, 1]")
-    made.model.metadata_props.update(max_views=str(detector.max_views))
+    sizes = {"view_size": detector.view_size, "views": views, "max_views": detector.max_views}
+    made.model.metadata_props.update({name: str(size) for name, size in sizes.items()}, pixels="RGB in [0, 1]")
     _replace(path, lambda temporary: made.save(temporary))
 
 

@@ -110,13 +110,13 @@ def predict(config: Config, engine: Engine, prepared: Prepared) -> tuple[Plan, A
     predict/. The result does not depend on the number of processes.
     """
     members = load_members(config, prepared.folds, engine.device)
-    note = check_view_size(config, members, prepared.target)
+    check_view_size(config, members, prepared.target)
     listed = transforms(1 if config.predict.tta == "off" else config.predict.num_augmentations, config.seed)
     train, val_index, target = prepared.train, prepared.val, prepared.target
     distribution = training_distribution(members, train, config, engine) if len(listed) > 1 else None
     val = collect(members, val_index, listed, distribution, config, engine) if val_index else None
     plan = make_plan(members, val, held_out(val, train, config), config)
-    plan.details["notes"] = [note] if note else []
+    plan.details["notes"] = [note] if (note := other_cut(members.model, target)) else []
     # TTA that was judged useless is not computed for photos without labels: nobody could learn anything from it.
     wanted = len(listed) > 1 and (plan.details["tta"]["used"] or bool((np.asarray(target.label) >= 0).any()))
     target_list = listed if wanted else listed[:1]
@@ -161,12 +161,11 @@ def check_options(config: Config) -> None:
         raise UserError("predict.tta is on with predict.num_augmentations 1; give 2 or more, or set predict.tta off")
 
 
-def check_view_size(config: Config, members: Members, target: ShardIndex) -> str:
-    """UserError where shards and model do not fit; a note where photos are cut otherwise (see `other_cut`), or empty."""
+def check_view_size(config: Config, members: Members, target: ShardIndex) -> None:
+    """UserError where shards and model do not fit."""
     wanted = members.model.view_size
     if wanted != target.view_size:
         raise UserError(
             f"{config.data.shards} has views of {target.view_size} px, the model in {config.run.dir}/best wants "
             f"{wanted}; build shards with --view-size {wanted}"
         )
-    return other_cut(members.model, target)

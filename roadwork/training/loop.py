@@ -464,7 +464,8 @@ class Trainer:
         counters.finished = True
         self._save()
         if not self.engine.broadcast_object(self.checkpoints.wait()):
-            raise UserError("the last checkpoint could not be written; make room and launch again")
+            folder = self.checkpoints.folder
+            raise UserError(f"{folder}: the last checkpoint could not be written; make room there and launch again")
         chosen_by = "val_challenge_mcc" if counters.select_on == "challenge" else "val_mcc"
         with self.journal.board() as board:
             board.hparams(self.config, {chosen_by: counters.best_mcc}, self.config.run.dir)

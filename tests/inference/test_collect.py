@@ -143,7 +143,10 @@ def test_a_network_without_calibration_is_shifted_from_the_draws_of_its_training
     network = network_pass.load(best, made, train, train, notes, device)
     shift = logit(0.3) - logit(prior_of_draws(train, made))
     assert network.calibration == {"temperature": 1.0, "bias": pytest.approx(shift)}
-    assert notes == [f"best/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior"]
+    assert notes == [
+        f"best/ has no fitted calibration: its answers are shifted by {shift:+.3f} to the prior, from that "
+        "of the draws of these shards' train split"
+    ]
     assert network_pass.load(best, made, train, None, notes, device).calibration is None
     assert "are not shifted to the prior: the shards have no train split" in notes[-1]
 
