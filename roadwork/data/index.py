@@ -27,7 +27,7 @@ from roadwork.data.ranges import RangeReader
 from roadwork.data.scan import ShardRows, scan_shard
 from roadwork.data.shards import SCHEMA_VERSION, SPLITS, ShardInfo, parse_shard_name
 from roadwork.data.store import Store, open_store
-from roadwork.data.views import MASK_STRIDE, MAX_VIEWS
+from roadwork.data.views import MASK_STRIDE, MAX_VIEWS, view_boxes
 from roadwork.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -398,7 +398,8 @@ def update_index(
 def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Make index and manifest again from the tars alone. GPS weights are then those of the build.
 
-    UserError where there are no tars, or one cannot be read.
+    Of the build's options it finds again what training and the service ask for. UserError where there are no tars, or
+    one cannot be read.
     """
     root = root_of(folder)
     store = open_store(root)
@@ -407,7 +408,19 @@ def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"there are no shards at {root}; build them with `python -m shards.build --source SRC --out {root}`"
         )
-    return write_index(root, [scan_stored(root, store, name) for name in names], {"rebuilt_from_tars": True})
+    shards = [scan_stored(root, store, name) for name in names]
+    described = any(row["has_text"] for shard in shards for row in shard.rows)
+    options = {"max_views": _most_views(shards), "text_encoder": "its name is in no tar" if described else ""}
+    return write_index(root, shards, {"rebuilt_from_tars": True, "options": options})
+
+
+def _most_views(shards: Sequence[ShardRows]) -> int:
+    """The largest `max_views` with which every photo of `shards` has as many views as it has."""
+    cuts = {(row["width"], row["height"], shard.view_size, len(row["boxes"])) for shard in shards for row in shard.rows}
+    for most in range(MAX_VIEWS, 0, -1):
+        if all(len(view_boxes(width, height, size, most)) == views for width, height, size, views in cuts):
+            return most
+    return MAX_VIEWS  # cut by another rule
 
 
 def shards_in(store: Store) -> list[str]:

@@ -107,6 +107,7 @@ def _row(file: str | os.PathLike[str], key: str, members: dict[str, tuple[int, i
     row.update(
         id=str(meta.get("id") or key),
         city=str(meta.get("city") or ""),
+        has_text="text" in meta,
         boxes=boxes.astype(np.float32),
         masks_valid=[bool(v) for v in meta["masks_valid"]] if masked else [False] * 6,
         views_at=members[VIEWS],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from roadwork.data.build import build
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, rebuild_index
 from roadwork.data.plan import BuildOptions
 from roadwork.data.text import PACKAGED, embed
 from roadwork.errors import UserError
@@ -88,6 +89,12 @@ def test_shards_without_vectors_are_refused_in_one_line(source: Path, tmp_path: 
         UserError, match=r"holds no vectors of descriptions; build the shards again with --text-encoder"
     ):
         build_data(options(tmp_path / "run", tmp_path / "plain", FIELDS))
+
+
+def test_shards_whose_index_was_rebuilt_still_train_on_descriptions(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    rebuild_index(copy)
+    assert build_data(options(tmp_path / "run", copy, FIELDS)).train.manifest["rebuilt_from_tars"]
 
 
 def test_another_encoder_builds_the_shards_anew(source: Path, shards: Path) -> None:

@@ -13,6 +13,7 @@ from roadwork.data.build import build
 from roadwork.data.index import ShardIndex, read_manifest, update_index
 from roadwork.data.plan import BuildOptions
 from roadwork.data.verify import verify
+from roadwork.data.views import view_boxes
 from shards import build as build_cli
 from shards import describe as describe_cli
 from shards import reweight as reweight_cli
@@ -220,6 +221,18 @@ def test_rebuild_from_the_tars_alone(copy: Path, capsys: pytest.CaptureFixture[s
     assert verify_cli.main([str(copy), "--rebuild"]) == 0
     assert np.array_equal(ShardIndex.open(copy, "train").id, before.id)
     assert describe_cli.main([str(copy)]) == 0 and "rebuilt from the tars alone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("most", [1, 4, 9, 12])
+def test_rebuild_finds_the_most_views_of_the_build_again(most: int, tmp_path: Path) -> None:
+    """The largest number that cuts these photos as they are cut: photos of one shape leave a choice."""
+    build(BuildOptions("street:24", str(tmp_path), view_size=64, processes=1, max_views=most, quality=60))
+    assert verify_cli.main([str(tmp_path), "--rebuild"]) == 0
+    index = ShardIndex.open(tmp_path, "train")
+    shape = int(index.width[0]), int(index.height[0]), 64
+    assert index.manifest["rebuilt_from_tars"] and most <= index.max_views
+    assert len(view_boxes(*shape, index.max_views)) == len(view_boxes(*shape, most)) == index.num_views[0]
+    assert index.max_views == 12 or len(view_boxes(*shape, index.max_views + 1)) > index.num_views[0]
 
 
 def test_reweight_changes_index_and_manifest_and_not_the_tars(copy: Path, tmp_path: Path) -> None:
