@@ -68,7 +68,7 @@ def _by_convolution(views: Tensor, weight: Array) -> Tensor:
     n, c, h, w = views.shape
     radius = weight.shape[1] // 2
     kernel = torch.from_numpy(weight).to(views.device, views.dtype, non_blocking=True).repeat_interleave(c, 0)
-    flat = F.pad(views, (radius,) * 4, mode="reflect").view(1, n * c, h + 2 * radius, w + 2 * radius)
+    flat = F.pad(views, (radius,) * 4, mode="reflect").reshape(1, n * c, h + 2 * radius, w + 2 * radius)
     rows = F.conv2d(flat, kernel[:, None, None, :], groups=n * c)
     return F.conv2d(rows, kernel[:, None, :, None], groups=n * c).view(n, c, h, w)
 

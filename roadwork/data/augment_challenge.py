@@ -112,8 +112,8 @@ def jpeg(views: Tensor, quality: int = 75) -> Tensor:
 
 def _quantise(plane: Tensor, table: Array) -> Tensor:
     n, c, h, w = plane.shape
-    cosine = torch.from_numpy(_cosines()).to(plane.device, plane.dtype)
-    step = torch.from_numpy(table).to(plane.device, plane.dtype)
+    cosine = torch.from_numpy(_cosines()).to(plane.device, plane.dtype, non_blocking=True)
+    step = torch.from_numpy(table).to(plane.device, plane.dtype, non_blocking=True)
     blocks = plane.view(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)
     coefficient = torch.round(cosine @ blocks @ cosine.T / step) * step
     return (cosine.T @ coefficient @ cosine).transpose(3, 4).reshape(n, c, h, w)

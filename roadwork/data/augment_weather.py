@@ -73,7 +73,8 @@ def _lattice(seed: Array) -> Array:
 
 def _columns(seed: Array, device: torch.device) -> Tensor:
     """[N, 2, G, G] random numbers for two layers of rain."""
-    return torch.from_numpy(stream(seed, 2 * _GRAIN * _GRAIN).astype(np.float32)).view(-1, 2, _GRAIN, _GRAIN).to(device)
+    grain = torch.from_numpy(stream(seed, 2 * _GRAIN * _GRAIN).astype(np.float32)).view(-1, 2, _GRAIN, _GRAIN)
+    return grain.to(device, non_blocking=True)
 
 
 def shadow_field(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
@@ -34,6 +35,7 @@ HELD = 2
 """Batches that the training process may hold in shared memory; further ones are copied out."""
 _MAX_RESTARTS = 3
 _POLL_MS = 500
+_STOP_S = 10.0
 _MESSAGE = 1 << 17
 
 
@@ -267,7 +269,10 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.kill()
     for process in processes:
-        process.wait()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:  # in the kernel, in a file system that does not answer: it dies when that does
+            logger.warning("loader process %d does not end; it waits for its file system", process.pid)
     processes.clear()
 
 
@@ -283,6 +288,8 @@ def _pin(memory: npt.NDArray[np.uint8]) -> Any:
         logger.warning(
             "CUDA could not pin %d bytes of batches; copies to the device will be synchronous", memory.nbytes
         )
+        with contextlib.suppress(RuntimeError):  # the refusal would be raised by whatever is launched next: by this
+            torch.ones(1, device="cuda")
         return None
 
     def unpin() -> None:

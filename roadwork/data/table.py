@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float64]
 
 MAP_FROM = 1_000_000
 """Samples from which the table is kept in a file."""
+SUMS = 2
+"""Number of the way in which weights are summed: a table of another way has another name."""
 KEPT_DAYS = 90
 """Longer than a run goes on without a relaunch, which opens its table anew."""
 
@@ -93,7 +95,7 @@ def open_order(index: ShardIndex, seed: int, *, weighted: bool = True, window: i
     if len(index) < MAP_FROM:
         return EndlessOrder(index.gps_weight, seed, windows=windows)
     folder = index.cache.folder if index.cache else index.folder
-    key = index.manifest["indexes"][index.split]["sha256"][:16]
+    key = f"{index.manifest['indexes'][index.split]['sha256'][:16]}-{SUMS}"
     table = mapped_table(folder, index.split, key, index.gps_weight)
     return EndlessOrder(None, seed, cumulative=table, windows=windows)
 

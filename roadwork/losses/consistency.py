@@ -90,7 +90,8 @@ def pool_views(
     logits = hide(upcast(view_logits), view_mask)
     margin = logits[..., 1] - logits[..., 0]
     if how == "noisy_or":
-        none = hide(F.logsigmoid(-margin), view_mask).sum(1).clamp_max(-1e-6)  # log prod (1 - p)
+        none = hide(F.logsigmoid(-margin), view_mask).sum(1)  # log prod (1 - p)
+        none = none.clamp_max(-torch.finfo(none.dtype).tiny)
         return torch.stack([none, torch.log(-torch.expm1(none))], -1)
     if how == "max":
         lowest = torch.finfo(margin.dtype).min

@@ -3,10 +3,14 @@
 Liu et al. 2023 (arXiv 2305.14342). For the former (algorithm 2) labels are SAMPLED from the model's own predictions, and the
 squared mean gradient times the batch size estimates the diagonal of the Gauss-Newton matrix. Every head takes part with its
 loss weight: a head left out would have no curvature in the trunk that it trains.
+
+Labels are drawn independently, so products of two gradients vanish on average and each is squared by itself: a likelihood
+of weight w is added with the ROOT of w, and so is a mean over n views or pixels, whose members weigh w / n each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,24 +28,28 @@ from roadwork.training.optimizers import Sophia
 
 
 def sampled_loss(outputs: Any, weights: LossConfig, photo: Tensor) -> Tensor:
-    """Negative log-likelihood of labels drawn from each head's own prediction, by loss weight; mean over photos.
+    """Negative log-likelihood of labels drawn from each head's own prediction, by the root of its weight; mean over photos.
+
+    Its squared gradient times the number of photos is, on average, the Gauss-Newton diagonal of the weighted likelihoods.
 
     Args:
         outputs: the detector's outputs.
-        weights: weight of each head.
-        photo: [B] weight of each photo, 0 where it is not there.
+        weights: weight of each head; views learn from consistency and from view labels.
+        photo: [B] 1, or 0 where a photo is not there.
     """
     share = photo / photo.sum().clamp_min(1)
     views: Tensor = outputs.view_mask.float()
-    per_view = _drawn(outputs.view_logits)
-    terms = weights.focal * _drawn(outputs.logits)
-    terms = terms + weights.weather * _drawn(outputs.weather_logits)
-    terms = terms + weights.consistency * (per_view * views).sum(1) / views.sum(1).clamp_min(1)
+    each = views / views.sum(1, keepdim=True).clamp_min(1).sqrt()
+    terms = math.sqrt(weights.focal) * _drawn(outputs.logits)
+    terms = terms + math.sqrt(weights.weather) * _drawn(outputs.weather_logits)
+    by_view = weights.consistency + weights.view_labels
+    terms = terms + math.sqrt(by_view) * (_drawn(outputs.view_logits) * each).sum(1)
     if outputs.seg_logits is not None:
         logits = outputs.seg_logits.float()
         drawn = torch.bernoulli(logits.detach().sigmoid())
-        pixels = F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").flatten(2).mean(2)
-        terms = terms + weights.segmentation * (pixels * views).sum(1) / views.sum(1).clamp_min(1)
+        pixels = F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").flatten(2)
+        of_view = pixels.sum(2) / math.sqrt(pixels.shape[2])
+        terms = terms + math.sqrt(weights.segmentation) * (of_view * each).sum(1)
     return (terms * share).sum()
 
 

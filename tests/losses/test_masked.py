@@ -151,6 +151,15 @@ def test_noisy_or_of_certain_views_is_finite_with_its_gradient(margin: float) ->
     assert (pooled.argmax(-1).item() == 1) == (margin > 0)
 
 
+def test_noisy_or_still_learns_where_every_view_denies_what_is_there() -> None:
+    views = torch.tensor([[[0.0, -40.0]] * 3], requires_grad=True)
+    pooled = pool_views(views, how="noisy_or").log_softmax(-1)[0, 1]
+    pooled.backward()
+    assert pooled.item() == pytest.approx(math.log(3) - 40)
+    assert views.grad is not None
+    torch.testing.assert_close(views.grad[0, :, 1], torch.full((3,), 1 / 3))
+
+
 def test_segmentation_by_hand() -> None:
     """One triple of 2 x 2 pixels with p = 1/2 everywhere and one pixel set."""
     logits = torch.zeros(1, 1, 6, 2, 2)
