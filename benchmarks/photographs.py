@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 
 from benchmarks.fairness import pretrained_lite0
 from benchmarks.paired import weighted_mcc
-from benchmarks.results import save
+from benchmarks.results import origin, save
 from roadwork.data.images import decode_photo
 from roadwork.data.index import ShardIndex
 from roadwork.data.record import Rejected, parse_label
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.csv.is_file():
         parser.error(f"--csv {options.csv}: no such file; give a CSV with the header path,label")
-    source, runs = options.csv.resolve(), []
+    began, source, runs = origin(), options.csv.resolve(), []
     for seed in range(options.first_seed, options.first_seed + options.splits):
         kept = options.out / f"seed-{seed}.json"
         if not kept.is_file():
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     labels = [label for _, label in photos_of(source).values()]
     found = summary(runs) | {"photos": len(labels), "positives": sum(labels)}
     if options.save:
-        save("photographs", found, "python -m benchmarks.photographs --csv FILE --out DIR")
+        save("photographs", found, "python -m benchmarks.photographs --csv FILE --out DIR", began)
     print(json.dumps(found))
     return 0
 

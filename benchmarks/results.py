@@ -58,11 +58,15 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def save(name: str, figures: dict[str, Any], command: str, folder: Path = RESULTS) -> Path:
-    """Write `folder/YYYY-MM-DD-NAME.json`; a later result of the same day replaces it."""
-    today = datetime.date.today().isoformat()
-    record = {"name": name, "date": today, "commit": commit(), "machine": machine(), "command": command}
-    path = folder / f"{today}-{name}.json"
+def origin() -> dict[str, Any]:
+    """Day, commit and machine, with the load that it has: to be asked before a benchmark begins."""
+    return {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
+
+
+def save(name: str, figures: dict[str, Any], command: str, began: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `folder/YYYY-MM-DD-NAME.json`; a later result of the same day replaces it. `began`: `origin` at its start."""
+    record = {"name": name, **began, "command": command}
+    path = folder / f"{began['date']}-{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**record, "figures": figures}, indent=1, allow_nan=False) + "\n")
     return path

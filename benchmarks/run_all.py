@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import RESULTS, ROOT, save
+from benchmarks.results import RESULTS, ROOT, origin, save
 
 NOT_BENCHMARKS = {
     "__init__",
@@ -44,7 +44,7 @@ NOT_BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Words:
-    """Arguments of a benchmark beside `--json`; RUN and SHARDS stand for the folders that are given."""
+    """Arguments of a benchmark beside `--json`; RUN, SHARDS and MODEL stand for the folders that are given."""
 
     always: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
@@ -63,6 +63,7 @@ ARGUMENTS: dict[str, Words] = {
     "loader": Words((), ("--rounds", "1", "--batches", "10")),
     "masks": Words(),
     "order": Words((), ("--big", "1000000")),
+    "serve": Words(("--model", "MODEL")),
     "tta": Words(("--run", "RUN", "--shards", "SHARDS"), ("--photos", "8", "--augmentations", "4")),
     "train_step": Words(gpu=("--profile", "--model.compile=true")),
 }
@@ -78,7 +79,7 @@ def names() -> list[str]:
 def command(name: str, options: argparse.Namespace) -> list[str]:
     """Words behind `python` that run a benchmark."""
     words = ARGUMENTS.get(name, Words())
-    places = {"RUN": options.run, "SHARDS": options.shards or f"{options.run}/shards"}
+    places = {"RUN": options.run, "SHARDS": options.shards or f"{options.run}/shards", "MODEL": f"{options.run}/model"}
     chosen = [*words.always, *(words.quick if options.quick else ())]
     chosen += words.gpu if torch.cuda.is_available() else ()
     if name == "loader" and options.peers_venv:
@@ -99,12 +100,13 @@ def run(name: str, options: argparse.Namespace) -> str:
     """Run one and keep its result; an empty string, or what went wrong."""
     words = command(name, options)
     print(f"python {' '.join(words)}", flush=True)
+    began = origin()
     done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     figures = last_json_line(done.stdout)
     if figures is None:
         return f"{name}: status {done.returncode} and no JSON line"
     told = ["DIR" if word == options.peers_venv else word for word in words]  # a place of this machine says nothing
-    path = save(name, figures, f"python {' '.join(told)}", options.results)
+    path = save(name, figures, f"python {' '.join(told)}", began, options.results)
     print(f"  {path}", flush=True)
     return f"{name}: status {done.returncode}" if done.returncode else ""
 

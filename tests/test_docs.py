@@ -29,7 +29,7 @@ FOLDERS = (".", "docs", "benchmarks")
 PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 OTHERS = {
     "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--config_file",
-    "--logdir", "--nodes", "--gpus-per-node", "--array", "--help", "--check",
+    "--logdir", "--nodes", "--gpus-per-node", "--cpus-per-gpu", "--exclusive", "--mem", "--array", "--help", "--check",
     "--batch", "--ntasks-per-node", "--signal",
 }  # fmt: skip
 """Options of `accelerate launch`, tensorboard, sbatch and the page's own generator."""

@@ -101,7 +101,7 @@ class GroundedSamBackend:
             found = self.processor.post_process_grounded_object_detection(
                 outputs, threshold=self.box_score, target_sizes=sizes
             )
-            return [_boxes(one["labels"].tolist(), one) for one in found]
+            return [_boxes(one["labels"].tolist(), one["scores"].tolist(), one) for one in found]
         inputs = self.processor(
             images=images, text=prompts, return_tensors="pt", padding=True, input_data_format="channels_last"
         ).to(self.device)
@@ -109,23 +109,26 @@ class GroundedSamBackend:
         found = self.processor.post_process_grounded_object_detection(
             outputs, inputs["input_ids"], threshold=self.box_score, text_threshold=self.box_score, target_sizes=sizes
         )
-        classes = self._classes(outputs.logits, inputs["input_ids"])
-        return [_boxes(wanted, one) for wanted, one in zip(classes, found, strict=True)]
+        named = zip(self._named(outputs.logits, inputs["input_ids"]), found, strict=True)
+        boxes = [_boxes(classes, scores, one) for (classes, scores), one in named]
+        return [[box for box in of_crop if box.score > self.box_score] for of_crop in boxes]
 
-    def _classes(self, logits: torch.Tensor, input_ids: torch.Tensor) -> list[list[int]]:
-        """Class of each box that the processor keeps: the prompt with the best token.
+    def _named(self, logits: torch.Tensor, input_ids: torch.Tensor) -> list[tuple[list[int], list[float]]]:
+        """Class and score of each box that the processor keeps: of the prompt with the best word.
 
-        The processor's own text labels mix the words of several prompts ("traffic cone construction").
+        The processor's own text labels mix the words of several prompts ("traffic cone construction"), and its score may
+        be that of a token which is no word.
         """
         stop = self.processor.tokenizer.convert_tokens_to_ids(".")
-        chosen = []
+        named = []
         for row, ids in zip(logits.sigmoid(), input_ids, strict=True):
             kept = row[row.max(dim=-1).values > self.box_score]
             ends = (ids == stop).nonzero()[:, 0].tolist()[: len(PROMPTS)]
             starts = [1, *(end + 1 for end in ends[:-1])]
             best = [kept[:, start:end].max(dim=-1).values for start, end in zip(starts, ends, strict=True)]
-            chosen.append(torch.stack(best, dim=-1).argmax(dim=-1).tolist())
-        return chosen
+            scores, classes = torch.stack(best, dim=-1).max(dim=-1)
+            named.append((classes.tolist(), scores.tolist()))
+        return named
 
     def _segment(self, canvas: Canvas, crop: Crop, boxes: list[Box]) -> None:
         """SAM's best mask in each box. SAM sees at most 1024 px, so it is given the canvas's resolution."""
@@ -143,8 +146,8 @@ class GroundedSamBackend:
         self.sam.reset_image()
 
 
-def _boxes(classes: list[int], found: dict[str, Any]) -> list[Box]:
-    scores, corners = found["scores"].tolist(), found["boxes"].float().cpu().numpy()
+def _boxes(classes: list[int], scores: list[float], found: dict[str, Any]) -> list[Box]:
+    corners = found["boxes"].float().cpu().numpy()
     return [Box(k, s, c) for k, s, c in zip(classes, scores, corners, strict=True)]
 
 
@@ -166,7 +169,7 @@ def _pretrained(name: str) -> tuple[Any, Any, torch.nn.Module]:
     detector_name, sam_name = split_name(name)
     folder = model_folder(detector_name)
     try:
-        detector = AutoModelForZeroShotObjectDetection.from_pretrained(folder)
+        detector = AutoModelForZeroShotObjectDetection.from_pretrained(folder, dtype=torch.float32)  # as inputs are
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]

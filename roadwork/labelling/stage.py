@@ -152,7 +152,7 @@ def label_photos(
         for unit in todo:
             _label_unit([next(loaded) for _ in unit], missing, photos, backend, out, result)
             progress.advance(len(missing.intersection(unit)), {"failed": len(result.failed)} if result.failed else {})
-            if len(result.failed) >= HOPELESS and not result.made + result.kept:
+            if len(result.failed) >= HOPELESS and not result.made + result.kept + result.without:
                 reason = next(reversed(result.failed.values()))
                 raise UserError(f"the first {len(result.failed)} photos all failed, the last with: {reason}")
     result.seconds = time.monotonic() - started

@@ -49,7 +49,8 @@ class MoE(nn.Module):
             (differentiable), and the number of tokens.
         """
         tokens = x.flatten(0, -2)
-        probabilities = F.linear(tokens.float(), self.router.weight.float()).softmax(-1)
+        with torch.autocast(x.device.type, enabled=False):  # a plain engine's autocast would make bf16 of the product
+            probabilities = F.linear(tokens.float(), self.router.weight.float()).softmax(-1)
         top, chosen = probabilities.topk(self.top_k, dim=-1)
         top = top / top.sum(-1, keepdim=True)
         valid = tokens.new_ones(tokens.shape[0], dtype=torch.float32) if mask is None else mask.flatten().float()

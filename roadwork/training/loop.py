@@ -258,7 +258,7 @@ class Trainer:
     def _micro_step(self, step: int, micro: int, batch: Batch, counts: Counts) -> Tensor:
         engine = self.engine
         host = batch  # view mask, positions and epochs are read on the host: there without a synchronisation
-        batch = batch.to(engine.device)
+        batch = batch.to(engine.device, non_blocking=True)
         pixels = batch.views.float() / 255
         views, masks = self.augment(pixels, host.position, host.epoch, self.config.seed, batch.masks, batch.view_mask)
         targets = Targets(batch.label, batch.weather, masks, batch.masks_valid, batch.weight, counts)
@@ -270,6 +270,7 @@ class Trainer:
             self.gradients.backward(loss)
             self.own_time.end()
             if last:
+                self.heart.beat(step, "reducing gradients")  # a rank whose backward pass hangs is not here
                 self.gradients.step()
                 self._apply(step, lambda: self._loss_again(step, views, host.view_mask, batch, targets))
         if last:

@@ -14,6 +14,8 @@ ROW = {
     "seeds": 3, "verdict": "not shown", "mcc_with": 0.7, "mcc_without": 0.68, "auc_value": 0.01, "auc_low": 0.0,
     "auc_high": 0.02,
 }  # fmt: skip
+BEGAN = results.origin()
+BEGAN["machine"] |= {"load": 0.01}
 
 
 def test_the_readme_is_what_the_result_files_say(capsys):
@@ -21,9 +23,10 @@ def test_the_readme_is_what_the_result_files_say(capsys):
 
 
 def test_the_newest_result_of_each_benchmark_counts(tmp_path):
-    path = results.save("order", {"positions_per_s": 5, "list": [1]}, "python -m benchmarks.order", tmp_path)
+    path = results.save("order", {"positions_per_s": 5, "list": [1]}, "python -m benchmarks.order", BEGAN, tmp_path)
     record = json.loads(path.read_text())
     assert {"date", "commit", "machine", "command", "figures"} <= set(record) and record["machine"]["cores"] >= 1
+    assert record["machine"]["load"] == BEGAN["machine"]["load"], "that before the benchmark, which loads the machine"
     older = {**record, "date": "2001-01-01", "figures": {"positions_per_s": 1}}
     (tmp_path / "2001-01-01-order.json").write_text(json.dumps(older))
     assert results.newest(tmp_path)["order"]["figures"]["positions_per_s"] == 5
@@ -34,9 +37,9 @@ def test_a_stale_block_and_a_stale_picture_are_noticed_and_mended(tmp_path, caps
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     found = {"rows": [ROW], "test_photos": 100, "test_groups": 40}
-    results.save("ablation", found, "python -m benchmarks.ablation", tmp_path / "results")
+    results.save("ablation", found, "python -m benchmarks.ablation", BEGAN, tmp_path / "results")
     order = dict.fromkeys((line.key for line in HEADLINES if line.benchmark == "order"), 2.5e6)
-    results.save("order", order, "python -m benchmarks.order", tmp_path / "results")
+    results.save("order", order, "python -m benchmarks.order", BEGAN, tmp_path / "results")
     words = ["--root", str(tmp_path), "--results", str(tmp_path / "results")]
     assert tables.main([*words, "--check"]) == 1 and "README.md, docs/ablation.svg" in capsys.readouterr().out
     assert tables.main(words) == 0 and tables.main([*words, "--check"]) == 0

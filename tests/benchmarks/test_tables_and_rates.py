@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import build, run_all
+from benchmarks import build, results, run_all
 from benchmarks.ablation_variants import BASE, CLAIMS, VARIANTS
 from benchmarks.fairness import (
     Drawn,
@@ -161,7 +161,7 @@ def test_only_the_block_changes() -> None:
 
 
 def test_results_are_kept_by_day_and_the_newest_counts(tmp_path: Path) -> None:
-    path = save("order", {"rate": 1.5}, "a command", tmp_path / "deep")
+    path = save("order", {"rate": 1.5}, "a command", results.origin(), tmp_path / "deep")
     record = json.loads(path.read_text())
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}-order\.json", path.name) and record["figures"] == {"rate": 1.5}
     assert {"processor", "cores", "memory_gib", "load", "gpu", "python", "torch"} <= set(record["machine"])
@@ -169,7 +169,7 @@ def test_results_are_kept_by_day_and_the_newest_counts(tmp_path: Path) -> None:
     (path.parent / "notes.json").write_text("not a result")
     assert newest(path.parent)["order"]["figures"] == {"rate": 1.5}
     with pytest.raises(ValueError, match="JSON compliant"):
-        save("order", {"rate": float("nan")}, "a command", tmp_path)
+        save("order", {"rate": float("nan")}, "a command", results.origin(), tmp_path)
 
 
 def test_the_machine_has_no_name_and_the_commit_is_short() -> None:
@@ -199,6 +199,7 @@ def test_folders_stand_where_a_benchmark_reads_them(monkeypatch: pytest.MonkeyPa
     assert run_all.command("tta", options) == [
         "-m", "benchmarks.tta", "--run", "runs/x", "--shards", "runs/x/shards", "--json",
     ]  # fmt: skip
+    assert "runs/x/model" in run_all.command("serve", options)
     quick = argparse.Namespace(run="runs/x", shards="elsewhere", quick=True, peers_venv="peers")
     assert "elsewhere" in run_all.command("folds", quick) and "peers" in run_all.command("loader", quick)
     assert "--quick" in run_all.command("ablation", quick)

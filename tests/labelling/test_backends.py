@@ -10,7 +10,7 @@ import torch
 
 from roadwork.data.street import draw
 from roadwork.errors import UserError
-from roadwork.labelling import tiny
+from roadwork.labelling import grounded, tiny
 from roadwork.labelling.backend import PROMPTS, Limits
 from roadwork.labelling.crops import tiled_photo, whole_photo
 from roadwork.labelling.grounded import GroundedSamBackend, load_sam
@@ -91,7 +91,7 @@ def test_boxes_and_sam(model: str, box_score: float, rgb: np.ndarray) -> None:
     photos = [whole_photo("a", small), whole_photo("b", small[:100])]
     boxes = backend.detect([photo.crops[0] for photo in photos])
     found = backend.label(photos)
-    assert sum(map(len, boxes)) > 0
+    assert sum(map(len, boxes)) > 0 and all(box.score > box_score for mine in boxes for box in mine)
     for mine, masks in zip(boxes, found, strict=True):
         assert masks is not None and masks.valid == (True,) * 6
         for k in range(6):
@@ -106,12 +106,27 @@ def test_boxes_get_the_class_of_their_best_prompt() -> None:
     backend = GroundedSamBackend("random-tiny", box_score=0.5)
     ids = backend.processor(text=[list(PROMPTS.values())], return_tensors="pt")["input_ids"]
     words = backend.processor.tokenizer.convert_ids_to_tokens(ids[0])
-    logits = torch.full((1, 3, 64), -9.0)
+    logits = torch.full((1, 4, 64), -9.0)
     logits[0, 0, words.index("cone")] = 3.0
     logits[0, 1, words.index("equipment")] = 3.0
     logits[0, 1, words.index("construction")] = 2.0  # the first "construction" is the barrier's
     logits[0, 2, words.index("sign")] = -1.0  # below box_score
-    assert backend._classes(logits, ids) == [[0, 5]]
+    logits[0, 3, len(words) - 1] = 3.0  # the closing token is no word
+    logits[0, 3, words.index("worker")] = -1.0
+    ((classes, scores),) = backend._named(logits, ids)
+    assert classes == [0, 5, 3]
+    assert scores == pytest.approx(torch.tensor([3.0, 3.0, -1.0]).sigmoid().tolist())
+
+
+def test_a_detector_that_was_saved_in_bf16_sees_photos(
+    tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = GroundedSamBackend("random-tiny")
+    backend.detector.to(torch.bfloat16).save_pretrained(tmp_path)
+    backend.processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(grounded, "load_sam", lambda name: tiny.sam1(0))  # its checkpoints are of full size only
+    loaded = GroundedSamBackend(f"{tmp_path}+vit_b", box_score=0.3)
+    assert len(loaded.detect([whole_photo("a", np.ascontiguousarray(rgb[::4, ::4])).crops[0]])) == 1
 
 
 def test_weights_that_cannot_be_had_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from roadwork.config import Config
+from roadwork.data.mask_files import PhotoMasks
 from roadwork.errors import UserError
+from roadwork.labelling.backend import Photo
+from roadwork.labelling.crops import whole_photo
 from roadwork.labelling.run import check
-from roadwork.labelling.stage import Share, units
+from roadwork.labelling.stage import Share, label_photos, units
 
 
 @dataclass
@@ -85,3 +91,37 @@ def test_impossible_options_are_refused(change: dict[str, object], words: str) -
         setattr(config.masks, name, value)
     with pytest.raises(UserError, match=words):
         check(config.masks)
+
+
+class _Photos:
+    """Photos that do not decode from `broken` on; a photo source."""
+
+    def __init__(self, count: int, broken: int) -> None:
+        self.ids = [f"p{i}" for i in range(count)]
+        self.labels: list[int | None] = [None] * count
+        self.broken = broken
+
+    def load(self, positions: Sequence[int]) -> Iterator[tuple[int, Photo | str]]:
+        for p in positions:
+            photo = whole_photo(self.ids[p], np.zeros((16, 16, 3), np.uint8))
+            yield p, "truncated_image" if p >= self.broken else photo
+
+
+class _Knows:
+    """A backend whose annotations know none of the photos."""
+
+    origin = "annotations"
+
+    def label(self, photos: Sequence[Photo]) -> list[PhotoMasks | None]:
+        return [None] * len(photos)
+
+
+@pytest.mark.parametrize("unknown", [0, 30])
+def test_photo_after_photo_that_fails_ends_the_stage_only_where_none_was_answered(unknown: int, tmp_path: Path) -> None:
+    photos = _Photos(unknown + 25, broken=unknown)
+    if unknown:
+        result = label_photos(photos, _Knows(), tmp_path, Share(0, 1))
+        assert (result.without, len(result.failed), result.made) == (30, 25, 0)
+    else:
+        with pytest.raises(UserError, match="the first 20 photos all failed, the last with: truncated_image"):
+            label_photos(photos, _Knows(), tmp_path, Share(0, 1))

@@ -62,10 +62,12 @@ def test_no_tokens_are_mixed_to_none(width: int) -> None:
     assert y.shape == (0, 3, HIDDEN) and torch.equal(stats, torch.zeros(9))
 
 
-def test_the_router_is_exact_in_a_bf16_model() -> None:
+@pytest.mark.parametrize("by", ["parameters", "autocast"])
+def test_the_router_is_exact_in_bf16(by: str) -> None:
     """4 and 4 + 2^-9 are one number in bf16: three experts would be alike, and the same two of them win for every token."""
-    own = qwen3_moe(HIDDEN, 24, 4, 2)[1].bfloat16()
-    x = torch.zeros(1, 3, HIDDEN, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if by == "parameters" else torch.float32
+    own = qwen3_moe(HIDDEN, 24, 4, 2)[1].to(dtype)
+    x = torch.zeros(1, 3, HIDDEN, dtype=dtype)
     x[..., 0] = 1
     with torch.no_grad():
         own.router.weight.zero_()
@@ -73,7 +75,8 @@ def test_the_router_is_exact_in_a_bf16_model() -> None:
         for token, winners in enumerate(([0, 1], [0, 2], [1, 2])):
             x[0, token, token + 1] = 1
             own.router.weight[winners, token + 1] = 2**-9
-    assert own(x)[1][:4].tolist() == [2.0, 2.0, 2.0, 0.0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=by == "autocast"):
+        assert own(x)[1][:4].tolist() == [2.0, 2.0, 2.0, 0.0]
 
 
 def test_balance_equals_transformers_with_padding() -> None:

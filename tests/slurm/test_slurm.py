@@ -53,7 +53,7 @@ def readme_line(stage: str, **places: Path) -> tuple[tuple[str, ...], list[str]]
     folders |= {"/shared/shards/natix": "shards", "/shared/runs/whole/shards": "shards"}
     words = [str(places[folders[word]]) if word in folders else word for word in shlex.split(line)]
     at = words.index(f"launch/slurm/{stage}.sbatch")
-    return tuple(word for word in words[1:at] if not word.startswith("--gpus")), words[at + 1 :]
+    return tuple(word for word in words[1:at] if not word.startswith(("--gpus", "--cpus-per-gpu"))), words[at + 1 :]
 
 
 def submit(cluster: Cluster, stage: str, *words: str, sbatch: tuple[str, ...] = ("--nodes=2",)) -> str:
@@ -276,6 +276,16 @@ def test_a_warning_to_the_task_that_has_its_arrays_number_leaves_the_other_tasks
     python.with_name("python.go").touch()
     array_ends(cluster, array)
     assert cluster.state(other)["Restarts"] == "0"
+
+
+def test_a_dry_run_is_done_at_once_and_says_where_processors_are_too_few(cluster, shards, tmp_path):
+    words = (f"--run.dir={tmp_path / 'run'}", f"--data.shards={shards}", *OPTIONS, "--dry_run")
+    export = f"--export=ALL,PYTHON={sys.executable},ROADWORK_PROCESSES=2"
+    job = submit(cluster, "pretrain", *words, sbatch=("--nodes=1", export))
+    cluster.until(lambda: ended(cluster, job), 3 * 120, f"job {job} to end")
+    assert cluster.state(job)["Restarts"] == "0"
+    printed = said(cluster, job)
+    assert "pretrain is done" in printed and "1 CPUs on a node for 2 processes" in printed and "parameters" in printed
 
 
 def test_a_wrong_option_ends_the_job_with_its_line_and_is_not_tried_again(cluster, tmp_path):
