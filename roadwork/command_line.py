@@ -8,10 +8,14 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
+import yaml
+
 from roadwork.config import Config, validate
+from roadwork.config_checks import check_installed
 from roadwork.errors import UserError
 
 Tool = TypeVar("Tool")
@@ -44,6 +48,10 @@ _DESCRIPTIONS = {
 }
 
 
+_TRAINING = ("pretrain", "find_lr", "pipeline")
+"""Stages that make a run, or its options; those behind them read its own."""
+
+
 @dataclass
 class Invocation:
     """What the command line asked for."""
@@ -60,6 +68,8 @@ def parse(stage: str, argv: list[str] | None = None) -> Invocation:
         SystemExit: after `--help` or `--print_config`.
     """
     arguments = _switched_on(_with_saved_config(stage, list(sys.argv[1:] if argv is None else argv)))
+    for file in _given_files(arguments):
+        _refuse_doubled_keys(file)
     cli = parser(stage)
     known = [name for action in cli._actions for name in action.option_strings]
     _refuse_unknown_flags(arguments, known)
@@ -74,6 +84,8 @@ def parse(stage: str, argv: list[str] | None = None) -> Invocation:
     config = Config(**{k: v for k, v in vars(made).items() if k in names})
     config.predict.challenge |= bool(getattr(made, "challenge", False))
     validate(config)
+    if stage in _TRAINING:
+        check_installed(config.monitoring.trackers)
     return Invocation(config, bool(made.dry_run))
 
 
@@ -106,10 +118,36 @@ def parse_tool(tool: str, kind: type[Tool], argv: list[str] | None = None) -> To
 def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:
     """Stages behind pre-training read the run's own config.yaml unless a file is given, so `--run.dir` is enough."""
     joined = [part for argument in arguments for part in argument.split("=", 1)]
-    if stage in ("pretrain", "pipeline", "find_lr") or "--config" in joined or "--run.dir" not in joined[:-1]:
+    if stage in _TRAINING or "--config" in joined or "--run.dir" not in joined[:-1]:
         return arguments
     saved = Path(joined[joined.index("--run.dir") + 1], "config.yaml")
     return ["--config", str(saved), *arguments] if saved.is_file() else arguments
+
+
+def _given_files(arguments: list[str]) -> list[Path]:
+    """Files behind `--config`, as far as they are there."""
+    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    given = [Path(value) for word, value in pairwise(joined) if word == "--config"]
+    return [path for path in given if path.is_file()]
+
+
+def _refuse_doubled_keys(path: Path) -> None:
+    """UserError for a key that stands twice in one place of a YAML file: the parser would take the last and say nothing."""
+    try:
+        root = yaml.compose(path.read_text(), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # the parser says what is wrong
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value]
+            for key, value in node.value:
+                if names.count(key.value) > 1:
+                    raise UserError(f"{path} gives {key.value} twice; write it once, with all that belongs to it")
+                nodes.append(value)
 
 
 def _switched_on(arguments: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from roadwork.config_ranges import SECTIONS, SEED, check_augment, check_loss, check_model, check_section, check_values
@@ -23,6 +25,7 @@ PIPELINE = (
     "evaluate",
 )
 """Stages in the order in which they can run."""
+TRACKERS = ("tensorboard", "wandb")
 
 
 def validate(config: Config) -> None:
@@ -66,6 +69,13 @@ def validate(config: Config) -> None:
     strange = [stage for stage in config.pipeline.stages if stage not in PIPELINE]
     if strange or config.pipeline.stages != sorted(config.pipeline.stages, key=PIPELINE.index):
         raise UserError(f"pipeline.stages is {config.pipeline.stages}; allowed, in this order: {', '.join(PIPELINE)}")
+    if not config.run.dir:
+        raise UserError("run.dir is empty; give a folder")
+    if not config.lr_finder.start < config.lr_finder.end:
+        raise UserError(
+            f"lr_finder.start {config.lr_finder.start} is not below lr_finder.end {config.lr_finder.end}; the rate rises"
+        )
+    check_trackers(config.monitoring.trackers)
     unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
     if unknown:
         raise UserError(f"model.metadata_fields has {sorted(unknown)}; allowed: gps, weather, daytime, scene, text")
@@ -88,3 +98,19 @@ def accumulation(config: Config, world_size: int) -> int:
             f"takes of training.global_batch {total}; allowed: {', '.join(map(str, allowed))}"
         )
     return per_process // micro
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """UserError for a name that is none of TRACKERS."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"unknown tracker {name!r} in monitoring.trackers; allowed: {', '.join(TRACKERS)}")
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """UserError where the package of a tracker is missing: to be asked before a run changes anything."""
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "monitoring.trackers names wandb, which is not installed: "
+            "pip install -c constraints.txt -e '.[wandb]', or leave it out"
+        )

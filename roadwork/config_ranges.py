@@ -90,7 +90,13 @@ SECTIONS = {
     "data": DATA,
     "optimizer": OPTIMIZER,
     "training": TRAINING,
-    "checkpoint": {"keep_every": _NONE_OR_MORE},
+    "checkpoint": dict.fromkeys(("every_steps", "keep_every"), _NONE_OR_MORE),
+    "folds": {
+        **dict.fromkeys(("r", "copies", "epochs", "batch"), _COUNT),
+        **dict.fromkeys(("lora_alpha", "learning_rate"), ABOVE_ZERO),
+        **dict.fromkeys(("patience", "cache_gib"), _NONE_OR_MORE),
+        **dict.fromkeys(("weight_decay", "augment_scale"), FACTOR),
+    },
     "engine": {"timeout_s": ABOVE_ZERO, "threads": _NONE_OR_MORE},
     "lr_finder": {
         **dict.fromkeys(("start", "end", "divergence"), ABOVE_ZERO),
@@ -98,7 +104,7 @@ SECTIONS = {
         "smoothing": BELOW_ONE,
     },
     "monitoring": {"ceiling_tflops": _NONE_OR_MORE},
-    "predict": {"batch": _COUNT, "bootstrap": _COUNT},
+    "predict": dict.fromkeys(("batch", "bootstrap", "max_train_features"), _COUNT),
     "pipeline": {"processes": _NONE_OR_MORE},
 }
 """Of the options that no class checks by itself."""

@@ -19,6 +19,7 @@ from roadwork.engine import ROOT
 from roadwork.errors import UserError
 from roadwork.monitoring.console import lines_may_be_lost
 from roadwork.monitoring.relay import run_shown
+from roadwork.run_folder import prepare_folder
 
 DEPENDS = {
     "fairness": ("pipeline", "seed"),
@@ -51,8 +52,8 @@ def run_pipeline(config: Config) -> None:
     Raises:
         UserError: a stage fails, or was stopped before its end; the line names it, and its exit status and log.
     """
-    folder = Path(config.run.dir)
-    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    folder = prepare_folder(config)
+    (folder / "stages").mkdir(exist_ok=True)
     options = folder / "stages" / "pipeline.yaml"
     save(config, options)
     before = ""

@@ -47,6 +47,14 @@ def changed(path: str, value: object) -> Config:
         ("training.epochs", math.nan, "training.epochs is nan; give 0 or more"),
         ("training.spike_factor", -0.5, "training.spike_factor"),
         ("checkpoint.keep_every", -1, "checkpoint.keep_every"),
+        ("checkpoint.every_steps", -5, "checkpoint.every_steps is -5; give 0 or more"),
+        ("lr_finder.end", 1e-6, "lr_finder.start 1e-06 is not below lr_finder.end 1e-06; the rate rises"),
+        ("run.dir", "", "run.dir is empty; give a folder"),
+        (
+            "monitoring.trackers",
+            ["wanbd"],
+            "unknown tracker 'wanbd' in monitoring.trackers; allowed: tensorboard, wandb",
+        ),
         ("optimizer.hessian_every", 0, "optimizer.hessian_every is 0; give a number > 0"),
         ("optimizer.sophia_rho", 0.0, "optimizer.sophia_rho is 0.0"),
         ("checkpoint.keep_last", 0, "checkpoint.keep_last is 0; at least 2 are kept"),
@@ -106,6 +114,10 @@ def test_impossible_values_are_refused_by_name(path: str, value: object, words: 
         ("data.prefetch=0", "data.prefetch is 0; give at least 1"),
         ("data.bad_sample_budget=2", "data.bad_sample_budget is 2.0; give a share in [0, 1]"),
         ("predict.batch=0", "predict.batch is 0; give at least 1"),
+        ("predict.max_train_features=-4", "predict.max_train_features is -4; give at least 1"),
+        ("folds.learning_rate=-1", "folds.learning_rate is -1.0; give a number > 0"),
+        ("folds.weight_decay=-3", "folds.weight_decay is -3.0; give a factor >= 0"),
+        ("folds.epochs=0", "folds.epochs is 0; give at least 1"),
         ("predict.bootstrap=0", "predict.bootstrap is 0; give at least 1"),
         ("training.patience=-1", "training.patience is -1; give 0 or more"),
         ("engine.timeout_s=0", "engine.timeout_s is 0.0; give a number > 0"),
@@ -284,6 +296,13 @@ def test_tools_have_flat_options_with_their_types(tmp_path: Path) -> None:
 def test_a_tools_wrong_option_is_one_line(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_tool("export", ExportOptions, arguments)
+
+
+@pytest.mark.parametrize("name", ["timeout_s", "grace_s", "max_wait_ms"])
+def test_a_service_waits_for_a_number_of_seconds(name: str) -> None:
+    for value in (math.nan, math.inf, -1.0):
+        with pytest.raises(UserError, match=f"--{name} is {value}; give"):
+            check_service(ServiceOptions(**{name: value}))
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

@@ -1,5 +1,6 @@
 """The typed tree: what is read, and what is refused with one line."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,28 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("training:\n  learning_rat: 3e-4\n")
     with pytest.raises(UserError, match=r"training\.learning_rat; did you mean training\.learning_rate"):
         parse("pretrain", ["--config", str(tmp_path / "run.yaml")])
+
+
+def test_a_section_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    """YAML's usual reader takes the last one: what the first says would be lost without a word."""
+    file = tmp_path / "run.yaml"
+    file.write_text("training:\n  max_steps: 3\nseed: 1\ntraining:\n  micro_batch: 2\n")
+    with pytest.raises(UserError, match=r"run\.yaml gives training twice; write it once"):
+        parse("pretrain", ["--config", str(file)])
+    file.write_text("training: {max_steps: 3, epochs: 2, max_steps: 4}\n")
+    with pytest.raises(UserError, match="gives max_steps twice"):
+        parse("predict", [f"--config={file}"])
+    file.write_text("training: {max_steps: 3}\nlr_finder: {steps: 4}\n")
+    assert parse("pretrain", ["--config", str(file)]).config.training.max_steps == 3
+
+
+def test_a_tracker_that_is_not_installed_is_refused_where_it_would_be_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--monitoring.trackers", "[tensorboard,wandb]"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for stage in ("pretrain", "find_lr", "pipeline"):
+        with pytest.raises(UserError, match="names wandb, which is not installed: pip install"):
+            parse(stage, words)
+    assert parse("evaluate", words).config.monitoring.trackers == ["tensorboard", "wandb"]
 
 
 def test_accumulation_is_derived_and_an_indivisible_choice_names_what_works() -> None:

@@ -92,6 +92,14 @@ def test_a_training_that_was_stopped_is_not_done_though_its_ranks_exited_with_0(
         assert pipeline._ended(config, "pretrain") is finished
 
 
+def test_a_run_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"run\.dir .*file/x cannot be written: Not a directory; give another --run\.dir"
+    ):
+        pipeline.run_pipeline(parse("pipeline", [f"--run.dir={tmp_path / 'file' / 'x'}"]).config)
+
+
 STOPPED = """
 import os, sys
 from roadwork import pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,9 +55,9 @@ class ServiceOptions:
 def check_service(options: ServiceOptions) -> None:
     """UserError for values that no service could use."""
     for name in ("max_batch", "max_pending", "max_bytes", "max_pixels", "timeout_s", "grace_s"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be above 0")
-    if options.max_wait_ms < 0:
+        if not 0 < getattr(options, name) < math.inf:
+            raise UserError(f"--{name} is {getattr(options, name)}; give a number above 0")
+    if not 0 <= options.max_wait_ms < math.inf:
         raise UserError(f"--max_wait_ms is {options.max_wait_ms}; give 0 or more")
     if not 0 < options.port < 65536:
         raise UserError(f"--port is {options.port}; give 1 to 65535")

@@ -152,10 +152,14 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Write in a temporary folder and move what lies there, `path` last.
 
     The name is the final one from the beginning: many weights go to a file beside it, NAME.data, which it names.
+    UserError where the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}.", dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        write(made)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):
-            file.replace(path.with_name(file.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}.", dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            write(made)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):
+                file.replace(path.with_name(file.name))
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written: {error.strerror}; give another --out") from None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import python_multipart  # noqa: F401 - forms need it, and would say so in the first request only
@@ -21,6 +22,7 @@ from starlette.responses import JSONResponse
 
 from roadwork.data.images import Photo
 from roadwork.data.record import Rejected
+from roadwork.errors import UserError
 from roadwork.inference.batcher import Batcher
 from roadwork.inference.options import ServiceOptions, check_service
 from roadwork.models import RoadworkDetector
@@ -179,24 +181,50 @@ def create_app(service: Service) -> FastAPI:
 
 
 def serve(options: ServiceOptions) -> None:
-    """Load the model and answer until SIGTERM or SIGINT; requests that are here then still get their answers."""
+    """Load the model and answer until SIGTERM or SIGINT; requests that are here then still get their answers.
+
+    UserError for options that no service could use, a device or an address that this machine has not.
+    """
     check_service(options)
-    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises the signal again when it is done: leave with status 0
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector = RoadworkDetector.from_pretrained(options.model, device)
-    app = create_app(Service(detector, options))
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        http="h11",  # bounds the head of a request
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_graceful_shutdown=max(1, round(options.grace_s)),
-        access_log=False,
-        server_header=False,
-    )
+    device = _device(options.device)
+    with _address(options.host, options.port) as bound:
+        signal.signal(signal.SIGTERM, _leave)  # uvicorn raises the signal again when it is done: leave with status 0
+        detector = RoadworkDetector.from_pretrained(options.model, device)
+        settings = uvicorn.Config(
+            create_app(Service(detector, options)),
+            http="h11",  # bounds the head of a request
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            timeout_graceful_shutdown=max(1, round(options.grace_s)),
+            access_log=False,
+            server_header=False,
+        )
+        server = uvicorn.Server(settings)
+        with suppress(KeyboardInterrupt):  # it has stopped in order
+            server.run(sockets=[bound])
+    if not server.started:
+        raise SystemExit(1)  # uvicorn has said why
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # unknown, or torch was built without it
+        here = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise UserError(f"--device is {name}; this machine has: {here}") from None
+
+
+def _address(host: str, port: int) -> socket.socket:
+    """A socket that has the address and does not listen yet: until the model is loaded, callers are refused."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, number)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; give an address of this machine") from None
+    return bound
 
 
 def _leave(*_: Any) -> None:

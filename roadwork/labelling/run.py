@@ -33,6 +33,7 @@ from roadwork.labelling.stage import (
 )
 from roadwork.labelling.weights import model_folder, sam_checkpoint
 from roadwork.monitoring.console import quiet_libraries
+from roadwork.run_folder import prepare_folder
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def make_pseudo_masks(config: Config) -> dict[str, Any] | None:
     options = config.masks
     check(options)
     out = masks_folder(config)
-    quiet_libraries(Path(config.run.dir) / "logs" / f"pseudo_masks-rank-{launched_rank():04d}.log")
+    quiet_libraries(prepare_folder(config) / "logs" / f"pseudo_masks-rank-{launched_rank():04d}.log")
     # All that can be refused is refused on every process alike, before a process group starts.
     photos = _open(config, out)
     coco = CocoMasks(options.annotations) if options.annotations else None

@@ -110,7 +110,9 @@ class Board:
     """Writes events under `directory` where `is_main`; on other ranks every method does nothing.
 
     purge_step: the first optimizer step that this process will write again (its start step) when it continues a run.
-    What a dead process wrote at and after that step disappears from the curves, so none overlap. None for a new run.
+    What a dead process wrote at and after that step disappears from the curves, so none overlap: at once for readers
+    that heed the mark (TensorBoard's own in Python), and for its data server a tag at a time, when it is written again.
+    None for a new run.
     trackers: extra receivers of scalars, see `roadwork.monitoring.trackers`. layout: write LAYOUT, and ABOUT where a run
     begins; false for a run without curves, since TensorBoard adds the layouts of all runs up.
     """
@@ -223,7 +225,7 @@ class Board:
         listed = [summary_v2.HParam(name) for name in flat]
         for summary in (
             summary_v2.hparams_config_pb(listed, columns),
-            summary_v2.hparams_pb(flat, trial_id=trial),
+            summary_v2.hparams_pb(flat, trial_id=os.path.normpath(trial)),
         ):
             self.writer.file_writer.add_summary(summary)
         for tag, value in final.items():

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from roadwork.errors import UserError
-
-TRACKERS = ("tensorboard", "wandb")
+from roadwork.config_checks import check_installed, check_trackers
 
 
 class Tracker(Protocol):
@@ -26,7 +24,7 @@ class Tracker(Protocol):
 class WandbTracker:
     """Weights & Biases through Accelerate's tracker, in the mode that WANDB_MODE says.
 
-    The run continues under the same id after a relaunch. Raises UserError where wandb is not installed.
+    The run continues under the same id after a relaunch.
     """
 
     def __init__(self, directory: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
@@ -38,13 +36,7 @@ class WandbTracker:
         name = known.read_text().strip() if known.exists() else uuid.uuid4().hex[:8]
         known.write_text(name)
         self.tracker: Any = WandBTracker("roadwork", id=name, resume="allow", dir=str(folder), name=folder.parent.name)
-        try:
-            self.tracker.start()
-        except ImportError as error:
-            raise UserError(
-                "monitoring.trackers names wandb, which is not installed: "
-                "pip install -c constraints.txt -e '.[wandb]', or leave it out"
-            ) from error
+        self.tracker.start()
         self.tracker.store_init_configuration(dict(options))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -54,12 +46,8 @@ class WandbTracker:
         self.tracker.finish()
 
 
-def open_trackers(names: Iterable[str], directory: str | os.PathLike[str], options: Mapping[str, Any]) -> list[Tracker]:
-    """The extra trackers among `names`; an unknown name is refused."""
-    opened: list[Tracker] = []
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"unknown tracker {name!r} in monitoring.trackers; allowed: {', '.join(TRACKERS)}")
-        if name == "wandb":
-            opened.append(WandbTracker(directory, options))
-    return opened
+def open_trackers(names: Sequence[str], directory: str | os.PathLike[str], options: Mapping[str, Any]) -> list[Tracker]:
+    """The extra trackers among `names`. UserError for an unknown one, or one that is not installed."""
+    check_trackers(names)
+    check_installed(names)
+    return [WandbTracker(directory, options) for name in names if name == "wandb"]

@@ -222,8 +222,6 @@ def prepare(config: Config) -> Prepared:
             raise UserError(f"folds.{name} is {getattr(config.folds, name)}; give 1 or more")
     if not config.folds.lora_alpha > 0:
         raise UserError(f"folds.lora_alpha is {config.folds.lora_alpha:g}; give a number above 0, for example 32")
-    if not config.folds.augment_scale >= 0:
-        raise UserError(f"folds.augment_scale is {config.folds.augment_scale:g}; give a factor >= 0")
     index = open_split(config, "train")
     data = fold_data(index, config)
     base = file_digest(best / "model.safetensors")

@@ -23,6 +23,7 @@ from roadwork.errors import UserError
 from roadwork.losses import TERMS, Counts, Targets, TotalLoss
 from roadwork.monitoring.own_time import OwnTime
 from roadwork.monitoring.progress import Progress
+from roadwork.run_folder import check_finished_options
 from roadwork.training import best
 from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
@@ -122,6 +123,8 @@ class Trainer:
         counters.check_same_run(fresh, path)
         ended_early = bool(config.training.patience) and counters.stale_validations >= config.training.patience
         counters.finished = counters.finished and (ended_early or counters.step >= self.steps_total)
+        if counters.finished:
+            check_finished_options(config, self.folder)
         log.info("resumed from %s", path)
         return counters
 

@@ -18,12 +18,12 @@ from roadwork.data.batch import Batch
 from roadwork.engine import Engine, launched_rank, launched_world_size, set_up_device
 from roadwork.monitoring.console import quiet_libraries
 from roadwork.monitoring.progress import Progress
+from roadwork.run_folder import prepare_folder
 from roadwork.training.atomic import write_atomic
 from roadwork.training.liveness import Stopped
 from roadwork.training.loop import Trainer
 from roadwork.training.masters import Masters
 from roadwork.training.parts import build_data, build_model
-from roadwork.training.pretrain import prepare_folder
 
 CURVE, PICTURE = "lr_finder.json", "lr_finder.png"
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from roadwork.config import Config, accumulation
 from roadwork.engine import Engine, launched_rank, launched_world_size, set_up_device
-from roadwork.errors import UserError
 from roadwork.evaluation.standing import synthetic_half
 from roadwork.monitoring.console import lines_may_be_lost, quiet_libraries
+from roadwork.run_folder import prepare_folder
 from roadwork.training.checkpoint import complete_checkpoints
 from roadwork.training.counters import Counters
 from roadwork.training.loop import Trainer
@@ -62,19 +60,6 @@ def closing(counters: Counters, steps: int, folder: Path) -> Iterator[str]:
     yield f"curves:       tensorboard --logdir {folder / 'tensorboard'}"
     if counters.finished:
         yield f"next:         accelerate launch launch/dora_folds.py --run.dir {folder}"
-
-
-def prepare_folder(config: Config) -> Path:
-    """Make the run folder. Raises UserError where it cannot be written."""
-    folder = Path(config.run.dir)
-    probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
-    try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))  # a read-only or full disk shows only when something is written
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"run.dir {folder} cannot be written: {error.strerror}; give another --run.dir") from None
-    return folder
 
 
 def _say(*lines: str) -> None:

@@ -99,3 +99,6 @@ def test_impossible_numbers_of_views_and_missing_models_are_one_line(model: Path
         export_program(RoadworkDetector.from_pretrained(model), 13)
     with pytest.raises(UserError, match="holds no saved model"):
         export(ExportOptions(model=str(tmp_path)))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/x/onnx cannot be written: Not a directory; give another --out"):
+        export(ExportOptions(model=str(model), out=str(tmp_path / "file" / "x")))

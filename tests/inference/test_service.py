@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from roadwork.errors import UserError
+from roadwork.inference.options import ServiceOptions
 from roadwork.models import RoadworkDetector
 from roadwork.models.saved import CutPhoto
 from tests.data.photos import repeated_scans
@@ -28,6 +30,8 @@ from tests.inference.spread import spread_answers, tiny_detector
 from tests.launching import ROOT, environment, free_port
 
 httpx = pytest.importorskip("httpx")
+from roadwork.inference.service import serve  # noqa: E402 - needs the extra `serve`
+
 MAX_BYTES = 200_000
 
 
@@ -275,3 +279,28 @@ def test_what_takes_too_long_is_answered_so_and_does_not_hold_up_the_end(model: 
     go.set()
     assert answer.status_code == 503 and "0.2 s" in answer.json()["detail"] and answer.headers["retry-after"]
     assert service.metrics.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "abacus"}, "--device is abacus; this machine has: cpu"),
+        ({"device": "cuda:99"}, "--device is cuda:99; this machine has: cpu"),
+        (
+            {"host": "no-such-host.invalid"},
+            "--host no-such-host.invalid --port [0-9]+: .*; give an address of this machine",
+        ),
+        ({"host": "203.0.113.1"}, "--host 203.0.113.1 --port [0-9]+: Cannot assign requested address; give"),
+    ],
+)
+def test_a_device_or_an_address_that_is_not_here_is_one_line(options: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as told:
+        serve(ServiceOptions(model="not read before these", port=free_port(), **options))
+    assert "\n" not in str(told.value)
+
+
+def test_an_address_that_another_program_has_is_one_line_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--host 127.0.0.1 --port {port}: Address already in use"):
+            serve(ServiceOptions(model="not read before these", port=port))

@@ -14,8 +14,16 @@ from roadwork.data.mask_files import PhotoMasks
 from roadwork.errors import UserError
 from roadwork.labelling.backend import Photo
 from roadwork.labelling.crops import whole_photo
-from roadwork.labelling.run import check
+from roadwork.labelling.run import check, make_pseudo_masks
 from roadwork.labelling.stage import Share, label_photos, units
+
+
+def test_a_run_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = Config()
+    config.run.dir, config.masks.model = str(tmp_path / "file" / "x"), "random-tiny"
+    with pytest.raises(UserError, match=r"run\.dir .*file/x cannot be written: Not a directory"):
+        make_pseudo_masks(config)
 
 
 @dataclass
