@@ -46,7 +46,7 @@ def evaluation_figures(
     joined = join(scored, {name: p for name, p in answers.items() if name in ids})
     found["confusion"] = plots.confusion_figure(joined.label, joined.probability)
     found["recall"] = plots.precision_recall_figure(joined.label, joined.probability)
-    predicted = evaluation.get("predictions", "predictions.csv") == "predictions.csv"  # else of a saved model
+    predicted = evaluation.get("predictions", "predictions.csv") == "predictions.csv"  # else of a model, or shifted
     before = uncalibrated(joined.probability, details if predicted else None)
     weights = metrics.prior_weights(joined.label, evaluation["prior"])
     found["reliability"] = plots.reliability_figure(joined.label, joined.probability, before, weights)

@@ -143,7 +143,7 @@ def test_model_is_one_network_that_loads_and_answers(runs):
     details = json.loads((folder / "run" / "predict_details.json").read_text())
     model = RoadworkDetector.from_pretrained(folder / "run" / "model")
     figures = details["network"][details["network"]["chosen"]]
-    assert model.calibration == {"temperature": figures["temperature"], "bias": figures["bias"]}
+    assert model.calibration == {"temperature": figures["temperature"], "bias": figures["bias"], "prior": 0.5}
     photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     assert 0.0 <= model.predict(photo) <= 1.0
     assert "How it was chosen" in (folder / "run" / "model" / "README.md").read_text()

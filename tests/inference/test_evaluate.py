@@ -1,0 +1,97 @@
+"""The evaluation stage in one process: whose answers it scores, under which prior, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.special import logit
+
+from roadwork.config import Config
+from roadwork.data.index import ShardIndex
+from roadwork.evaluation.report import read_probabilities
+from roadwork.inference.calibration import shift_to_prior
+from roadwork.inference.evaluate import evaluate, prepare
+from roadwork.inference.network_pass import load
+from roadwork.inference.predict import predict
+from roadwork.inference.predict import prepare as prepare_prediction
+from tests.inference.small_run import alone, make
+
+MADE_FOR, ASKED = 0.9, 0.5
+SHIFT = -math.log(9)
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run whose predictions and model/ were made for prior MADE_FOR."""
+    config = make(tmp_path_factory.mktemp("evaluate"), scale=3.0)
+    config.predict.prior, config.predict.tta, config.predict.num_augmentations = MADE_FOR, "off", 1
+    predict(config, alone(), prepare_prediction(config))
+    return config
+
+
+@pytest.fixture
+def config(predicted: Config, tmp_path: Path) -> Config:
+    """The same in a folder of its own, to be evaluated under prior ASKED."""
+    shutil.copytree(predicted.run.dir, tmp_path / "run")
+    config = Config()
+    config.run.dir, config.data.shards, config.data.workers = str(tmp_path / "run"), predicted.data.shards, 0
+    config.predict.bootstrap, config.predict.batch, config.predict.prior = 20, 4, ASKED
+    return config
+
+
+def test_answers_made_for_another_prior_are_moved_to_the_one_asked_for_and_the_report_says_so(config: Config) -> None:
+    result, page = evaluate(config, alone(), prepare(config))
+    run = Path(config.run.dir)
+    made, scored = (read_probabilities(run / name) for name in ("predictions.csv", result["predictions"]))
+    assert made.keys() == scored.keys()
+    assert [logit(scored[i]) - logit(made[i]) for i in made] == pytest.approx([SHIFT] * len(made), abs=1e-6)
+    chosen = next(row for row in result["systems"] if row["chosen"])
+    index = ShardIndex.open(config.data.shards, "test")
+    labelled = [scored[str(i)] for i, label in zip(index.id, index.label, strict=True) if label >= 0]
+    assert chosen["confusion"][0][1] + chosen["confusion"][1][1] == sum(p > 0.5 for p in labelled)
+    for whose in ("predictions.csv", "model/"):
+        note = f"{whose} was made for prior 0.9: its answers are shifted by -2.197 to 0.5"
+        assert note in result["notes"] and note in page.read_text()
+
+
+def test_answers_made_for_the_prior_asked_for_are_scored_as_they_are(config: Config) -> None:
+    config.predict.prior = MADE_FOR
+    result, _ = evaluate(config, alone(), prepare(config))
+    assert result["predictions"] == "predictions.csv" and not any("made for" in note for note in result["notes"])
+
+
+def test_every_predicted_system_is_moved(config: Config) -> None:
+    path = Path(config.run.dir) / "predictions_tta.csv"
+    lines = path.read_text().splitlines()
+    doubled = [line.replace("pretrained", "pretrained,other") if not n else line for n, line in enumerate(lines)]
+    column = lines[0].split(",").index("pretrained")
+    for n, line in enumerate(doubled[1:], 1):
+        cells = line.split(",")
+        doubled[n] = ",".join([*cells[: column + 1], *cells[column:]])
+    path.write_text("\n".join(doubled) + "\n")
+    systems = prepare(config).systems
+    assert systems["other"] == systems["pretrained"] != {}
+
+
+def test_a_saved_model_is_moved_from_the_prior_of_its_calibration(config: Config) -> None:
+    folder, notes = Path(config.run.dir) / "model", []
+    fitted = json.loads((folder / "calibration.json").read_text())
+    assert fitted["prior"] == MADE_FOR
+    index = ShardIndex.open(config.data.shards, "test")
+    network = load(folder, config, index, None, notes, torch.device("cpu"))
+    assert network.calibration == fitted | {"bias": pytest.approx(fitted["bias"] + SHIFT), "prior": ASKED}
+    (folder / "calibration.json").write_text(json.dumps({"scale": 2.0}))
+    network = load(folder, config, index, None, notes, torch.device("cpu"))
+    assert network.calibration == {"scale": 2.0}
+    assert notes[-1] == "nothing says which prior model/ was made for: its answers are taken as they are"
+
+
+def test_a_prior_that_nobody_knows_is_told_and_moves_nothing() -> None:
+    notes: list[str] = []
+    assert shift_to_prior(None, 0.3, "predictions.csv", notes) == 0 and "nothing says" in notes[0]
+    assert shift_to_prior(0.3, 0.3, "predictions.csv", notes) == 0 and len(notes) == 1
