@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from scipy.special import logit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roadwork.config import Config
-from roadwork.data.index import ShardIndex
+from roadwork.data.index import ShardIndex, write_index
+from roadwork.data.scan import scan_shard
+from roadwork.data.shards import shard_name, write_shard
 from roadwork.evaluation.report import read_probabilities
 from roadwork.inference.calibration import shift_to_prior
 from roadwork.inference.evaluate import evaluate, prepare
 from roadwork.inference.network_pass import load
 from roadwork.inference.predict import predict
 from roadwork.inference.predict import prepare as prepare_prediction
+from tests.data.sheets import sample
 from tests.inference.small_run import alone, make
 
 MADE_FOR, ASKED = 0.9, 0.5
@@ -42,6 +48,22 @@ def config(predicted: Config, tmp_path: Path) -> Config:
     config.run.dir, config.data.shards, config.data.workers = str(tmp_path / "run"), predicted.data.shards, 0
     config.predict.bootstrap, config.predict.batch, config.predict.prior = 20, 4, ASKED
     return config
+
+
+def of_one_label(folder: Path, label: int | None) -> str:
+    """Shards of 12 photos to train on, of both classes, and 6 to predict that all have `label`."""
+    folder.mkdir()
+    scanned = []
+    for split, first, count, known in (("train", 0, 12, {}), ("predict", 100, 6, {"label": label})):
+        path = folder / shard_name(split, 0)
+        write_shard(path, (sample(first + i, **known) for i in range(count)))
+        scanned.append(scan_shard(path))
+    write_index(folder, scanned, {})
+    return str(folder)
+
+
+def text_of(page: Path) -> str:
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.read_text())))
 
 
 def test_answers_made_for_another_prior_are_moved_to_the_one_asked_for_and_the_report_says_so(config: Config) -> None:
@@ -95,3 +117,26 @@ def test_a_prior_that_nobody_knows_is_told_and_moves_nothing() -> None:
     notes: list[str] = []
     assert shift_to_prior(None, 0.3, "predictions.csv", notes) == 0 and "nothing says" in notes[0]
     assert shift_to_prior(0.3, 0.3, "predictions.csv", notes) == 0 and len(notes) == 1
+
+
+def test_photos_without_a_label_have_answers_and_no_scores_anywhere(config: Config, tmp_path: Path) -> None:
+    config.data.shards, config.predict.split = of_one_label(tmp_path / "shards", None), "predict"
+    result, page = evaluate(config, alone(), prepare(config))
+    assert len(read_probabilities(Path(config.run.dir) / result["predictions"])) == 6
+    assert result["systems"] == []
+    notes = " ".join(result["notes"])
+    assert "nothing could be scored" in notes and "the training split has labels of one class" not in notes
+    text = text_of(page)
+    assert "Result No result No photo of split predict could be scored." in text
+    assert "MCC 0.000" not in text and "Reweighted" not in text and "No labelled predictions at hand" in text
+    events = EventAccumulator(str(Path(config.run.dir) / "tensorboard" / "evaluate")).Reload()
+    assert events.Tags()["scalars"] == [], "0.0 would be drawn as a score"
+
+
+def test_photos_of_one_class_are_not_called_reweighted(config: Config, tmp_path: Path) -> None:
+    config.data.shards, config.predict.split = of_one_label(tmp_path / "shards", 1), "predict"
+    result, page = evaluate(config, alone(), prepare(config))
+    assert {row["n"] for row in result["systems"]} == {6} and result["systems"][0]["mcc_at_prior"] is None
+    text = text_of(page)
+    assert "every labelled photo of this split has label 1" in text
+    assert "Reweighted" not in text and "Reliability at the prior" not in text
