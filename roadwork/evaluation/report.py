@@ -324,13 +324,13 @@ def figures(
 
 
 def flattened(tree: Any, most: int = 10_000, prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted name, text) of a nested mapping's leaves, at most `most` of them."""
+    """(dotted name, text) of a nested mapping's leaves, numbers to the last digit, at most `most` of them."""
     rows: list[tuple[str, str]] = []
     for name, value in tree.items():
         if isinstance(value, Mapping):
             rows += flattened(value, most, f"{prefix}{name}.")
         else:
-            text = number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
+            text = json.dumps(value, ensure_ascii=False, default=str)
             rows.append((f"{prefix}{name}", text if len(text) <= 200 else text[:197] + "..."))
     return rows[:most]
 

@@ -119,6 +119,16 @@ def test_what_went_wrong_in_training_is_counted_and_the_newest_spikes_are_named(
     assert "spiky-26-7 and 2 more" in text and "spiky-26-8" not in text
 
 
+def test_options_and_decisions_are_shown_to_the_last_digit(made, tmp_path):
+    config = yaml.safe_load((made[0] / "config.yaml").read_text())
+    config["training"] |= {"ema_decay": 0.9999, "learning_rate": 0.0015}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "predict_details.json").write_text(json.dumps({"calibration": {"temperature": 1.0004}}))
+    text = text_of(write_report(tmp_path).read_text())
+    for wanted in ("training.ema_decay 0.9999 ", "training.learning_rate 0.0015 ", "calibration.temperature 1.0004 "):
+        assert wanted in text, wanted
+
+
 def test_the_page_needs_nothing_from_outside(made):
     run, scored, train = made
     page = write_report(run, scored=scored, train=train).read_text()
