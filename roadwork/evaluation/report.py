@@ -33,7 +33,7 @@ FITTED = {
     "val": "This split chose the weights, the systems and the calibration: these figures are optimistic.",
 }
 """What a result is told to be where its split had a part in making the run."""
-_LONGEST_TABLE = 60
+_LONGEST_TABLE, _SKIPPED_SHOWN = 60, 200
 
 
 def write_report(run: str | os.PathLike[str], *, shards: Any = None, scored: Any = None, train: Any = None) -> Path:
@@ -59,7 +59,8 @@ def render(content: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(number=number, interval=interval, share=share, words=words, attention=attention_words)
+    environment.filters["attention"] = attention_words
+    environment.filters.update(number=number, interval=interval, share=share, words=words, sentence=sentence)
     return environment.get_template("report.html").render(**content)
 
 
@@ -207,10 +208,11 @@ def rejected(shards: Store) -> dict[str, Any] | None:
     return {"total": len(lines), "reasons": reasons.most_common(), "examples": lines[:5]}
 
 
-def skipped(folder: Path) -> list[dict[str, Any]] | None:
-    """Samples that could not be read in training; None where nothing was written."""
+def skipped(folder: Path) -> dict[str, Any] | None:
+    """How many samples could not be read in training, with the first few; None where no file names any."""
     path = folder / "skipped.jsonl"
-    return list(read_lines(path))[:200] if path.is_file() else None
+    lines = list(read_lines(path)) if path.is_file() else []
+    return {"total": len(lines), "first": lines[:_SKIPPED_SHOWN]} if lines else None
 
 
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
@@ -368,6 +370,11 @@ def interval(ends: Sequence[float] | None) -> str:
 def share(value: Any) -> str:
     """A share in per cent."""
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def sentence(text: str) -> str:
+    """With a capital at its beginning; the rest keeps its own (jinja2's `capitalize` takes them away)."""
+    return text[:1].upper() + text[1:]
 
 
 def words(values: Iterable[Any]) -> str:

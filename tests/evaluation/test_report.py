@@ -10,7 +10,7 @@ import yaml
 
 from roadwork.data.index import ShardIndex
 from roadwork.evaluation import plots
-from roadwork.evaluation.assess import evaluate
+from roadwork.evaluation.assess import WHAT, evaluate
 from roadwork.evaluation.challenge import draw_challenges, standing
 from roadwork.evaluation.figures import evaluation_figures, uncalibrated
 from roadwork.evaluation.report import collect, curves, number, read_probabilities, write_report
@@ -156,6 +156,18 @@ def test_skipped_samples_are_denied_only_by_the_metrics(tmp_path, missed, told):
     assert told in text_of(write_report(tmp_path).read_text())
 
 
+@pytest.mark.parametrize(
+    ("missed", "told"),
+    [(200, "200 samples could not be read in training "),
+     (1234, "1,234 samples could not be read in training; the first 200: ")],
+)  # fmt: skip
+def test_many_skipped_samples_are_all_counted_and_the_first_are_named(tmp_path, missed, told):
+    lines = [json.dumps({"id": f"torn-{k:04d}"}) for k in range(missed)]
+    (tmp_path / "skipped.jsonl").write_text("\n".join(lines) + "\n")
+    text = text_of(write_report(tmp_path).read_text())
+    assert f"{told}torn-0000" in text and "torn-0199" in text and "torn-0200" not in text
+
+
 def test_every_term_that_the_run_has_is_drawn_with_its_loss(monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "curves_figure", lambda lines, names, unit: drawn.setdefault(unit, names) and None)
@@ -163,6 +175,13 @@ def test_every_term_that_the_run_has_is_drawn_with_its_loss(monkeypatch):
     curves([line | {"segmentation": 0.0} for line in lines])
     assert drawn["loss"] == [term for term in TERMS if term != "segmentation"]
     assert {"view", "view_labels", "balance"} <= set(drawn["loss"])
+
+
+def test_a_system_keeps_its_capitals_at_the_head_of_the_page(made, tmp_path):
+    evaluation = json.loads((made[0] / "evaluation.json").read_text())
+    evaluation["systems"][0]["what"] = WHAT["ensemble_tta"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "Ensemble with FOODS test-time augmentation, on 40 photos" in text_of(write_report(tmp_path).read_text())
 
 
 def test_damaged_files_do_not_stop_it(made, tmp_path):
