@@ -67,6 +67,11 @@ def prepare(config: Config) -> Prepared:
             f"{run} has neither predictions.csv for split {config.predict.split} nor a saved model; run "
             f"launch/predict.py --run.dir {run} --predict.split {config.predict.split} first"
         )
+    if config.predict.challenge and model is None:
+        raise UserError(
+            f"predict.challenge is true, and {run} has no saved model to ask (model/ or best/); run launch/predict.py "
+            f"--run.dir {run} first, or give --predict.challenge false"
+        )
     synthetic_half(config)
     return Prepared(index, train, systems, chosen, predictions, model, notes)
 

@@ -64,12 +64,39 @@ def test_the_result_and_its_interval_come_first(made):
     assert re.findall(r'<h2 id="(\w+)">', page) == list(PARTS) and page.index("<h1>Result</h1>") < page.index("<h2 ")
 
 
-@pytest.mark.parametrize(("split", "told"), [("val", "This split chose the weights"), ("train", "was trained on this")])
-def test_a_split_that_had_a_part_in_the_run_is_told(made, tmp_path, split, told):
+def run_that_scored(made, folder, split):
+    """A run folder with the configuration of `made`, and its evaluation as if it were of `split`."""
     evaluation = json.loads((made[0] / "evaluation.json").read_text()) | {"split": split}
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    text = text_of(write_report(tmp_path).read_text())
-    assert told in text and "are optimistic" in text and "Nothing was fitted" not in text
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "config.yaml").write_text((made[0] / "config.yaml").read_text())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("split", "told", "groups"),
+    [
+        ("val", "This split chose the weights", "of 10 held-out groups"),
+        ("train", "was trained on this", "of 10 groups"),
+    ],
+)
+def test_a_split_that_had_a_part_in_the_run_is_told(made, tmp_path, split, told, groups):
+    run = run_that_scored(made, tmp_path, split)
+    (tmp_path / "link").symlink_to(made[1].folder)
+    for shards in (None, made[1].folder, tmp_path / "link"):
+        text = text_of(write_report(run, shards=shards).read_text())
+        assert told in text and "are optimistic" in text and "Nothing was fitted" not in text and groups in text
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_nothing_is_claimed_of_the_photos_of_other_shards(made, tmp_path, split):
+    run = run_that_scored(made, tmp_path, split)
+    for foreign, configured in ((tmp_path / "elsewhere", True), (made[1].folder, False)):
+        if not configured:
+            (run / "config.yaml").unlink()
+        text = text_of(write_report(run, shards=foreign).read_text())
+        assert "It is not known whether training saw these photos." in text and "of 10 groups" in text
+        assert "trained on this split" not in text and "Nothing was fitted on this" not in text
+        assert "This split chose" not in text
 
 
 def sizes_on_the_map(train, weighted):
@@ -235,14 +262,27 @@ def test_a_standing_is_shown_whichever_stage_simulated_it(made, tmp_path, place)
     questions = draw_challenges([np.array([0, 1] * 8)], 120, seed=0)
     asked = standing(rng.random(120), questions, None, 16, synthetic=False, bootstrap=20, seed=0)
     evaluation = json.loads((made[0] / "evaluation.json").read_text())
-    (tmp_path / place).write_text(json.dumps(asked if place == "challenge.json" else evaluation | {"challenge": asked}))
-    page = write_report(tmp_path).read_text()
+    if place == "evaluation.json":
+        evaluation["challenge"] = asked
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    of = {"split": "test", "shards": str(made[1].folder.resolve())}
+    (tmp_path / "challenge.json").write_text(json.dumps(asked | of if place == "challenge.json" else {"mcc": 9}))
+    page = write_report(tmp_path, shards=made[1].folder).read_text()
     text = text_of(page[page.index('<h2 id="challenge">') : page.index('<h2 id="data">')])
     low, high = asked["mcc_interval"]
     assert f"MCC {asked['mcc']:.3f} ({low:.3f} to {high:.3f}), accuracy {asked['accuracy']:.3f}, reward" in text
     assert "over 120 simulated rounds: real half only." in text and "Not simulated" not in text
     for level in asked["levels"]:
         assert f"{level['level']} {level['n']} {number(level['mcc'])} {number(level['accuracy'])}" in text
+
+
+@pytest.mark.parametrize("of", [{}, {"split": "val"}, {"shards": "/elsewhere"}])
+def test_a_standing_on_other_photos_is_not_shown(made, tmp_path, of):
+    """`of`: where challenge.json differs from what the evaluation is of; {}: it does not say what it is of."""
+    own = {"split": "test", "shards": str(made[1].folder.resolve())} | of if of else {}
+    (tmp_path / "challenge.json").write_text(json.dumps({"mcc": 0.123} | own))
+    (tmp_path / "evaluation.json").write_text((made[0] / "evaluation.json").read_text())
+    assert "Not simulated on this split" in text_of(write_report(tmp_path, shards=made[1].folder).read_text())
 
 
 FAIRNESS = {

@@ -18,11 +18,12 @@ from roadwork.config import Config
 from roadwork.data.index import ShardIndex, write_index
 from roadwork.data.scan import scan_shard
 from roadwork.data.shards import shard_name, write_shard
+from roadwork.errors import UserError
 from roadwork.evaluation.report import read_probabilities
 from roadwork.inference.calibration import shift_to_prior
 from roadwork.inference.evaluate import evaluate, prepare
 from roadwork.inference.network_pass import load
-from roadwork.inference.predict import predict
+from roadwork.inference.predict import own_standing, predict
 from roadwork.inference.predict import prepare as prepare_prediction
 from tests.data.sheets import sample
 from tests.inference.small_run import alone, make
@@ -140,3 +141,23 @@ def test_photos_of_one_class_are_not_called_reweighted(config: Config, tmp_path:
     text = text_of(page)
     assert "every labelled photo of this split has label 1" in text
     assert "Reweighted" not in text and "Reliability at the prior" not in text
+
+
+def test_the_challenge_without_a_network_to_ask_is_one_line(config: Config) -> None:
+    run = Path(config.run.dir)
+    for folder in ("model", "best"):
+        shutil.rmtree(run / folder)
+    assert prepare(config).systems
+    config.predict.challenge = True
+    with pytest.raises(UserError, match="predict.challenge is true, and .* has no saved model to ask") as caught:
+        prepare(config)
+    assert "\n" not in str(caught.value) and "launch/predict.py" in str(caught.value)
+
+
+def test_a_standing_of_prediction_is_shown_by_the_evaluation_of_the_same_photos_alone(config: Config) -> None:
+    own_standing(config, alone(), prepare_prediction(config))
+    _, page = evaluate(config, alone(), prepare(config))
+    assert "over 1,000 simulated rounds" in text_of(page)
+    config.predict.split = "val"
+    _, page = evaluate(config, alone(), prepare(config))
+    assert "Not simulated on this split" in text_of(page) and "simulated rounds" not in text_of(page)

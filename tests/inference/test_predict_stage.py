@@ -154,6 +154,7 @@ def test_the_challenge_is_asked_of_the_network_that_was_written(runs):
     standing = json.loads((folder / "run" / "challenge.json").read_text())
     labelled = sum(row["label"] != "" for row in read(folder / "run" / "predictions.csv"))
     assert (standing["what"], standing["rounds"], standing["photos"]) == ("real half only", 1000, labelled)
+    assert (standing["split"], standing["shards"]) == ("test", str((folder / "shards").resolve()))
     assert -1 <= standing["mcc"] <= 1 and [level["level"] for level in standing["levels"]] == [0, 1, 2, 3]
     assert sum(level["n"] for level in standing["levels"]) == 1000 and standing["no_answer"] == 0
     assert f"challenge (real half only): MCC {standing['mcc']:.3f}, accuracy {standing['accuracy']:.3f}" in output
