@@ -255,6 +255,12 @@ def root_of(folder: str | os.PathLike[str]) -> Path | str:
     return os.fspath(folder) if is_remote(folder) else Path(folder)
 
 
+def place_of(folder: str | os.PathLike[str]) -> str:
+    """One name of a folder, wherever it is asked for and through whichever link; a URL as it is."""
+    root = root_of(folder)
+    return str(root.resolve()) if isinstance(root, Path) else root.rstrip("/")
+
+
 def file_in(root: Path | str, name: str) -> Path | str:
     """Where a file of a folder or URL lies."""
     return root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}"

@@ -36,7 +36,7 @@ def evaluate(
     centres: Any = (),
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Scores, comparisons and error analysis of one split, JSON-able.
+    """Scores, comparisons and error analysis of one split, JSON-able; no system has scores where no photo has a label.
 
     index: of the scored split; systems: name -> {id: probability under `prior`}, holding `chosen`; train: index of the
     training split, for the metadata-only classifier (None: left out); names, centres, shares: see `errors.analyse`.
@@ -50,7 +50,7 @@ def evaluate(
     if baseline is not None:
         found["metadata"] = baseline[0][joined.rows]
         what["metadata"] += f" ({baseline[1]}, chosen and fitted on the training groups)"
-    elif train is not None:
+    elif train is not None and len(joined.rows):
         notes.append("no metadata-only classifier: the training split has labels of one class, or none")
     rows = [
         {
@@ -61,7 +61,7 @@ def evaluate(
             "gain": None if name == chosen else _gain(joined, values, resamples, seed),
         }
         for name, values in found.items()
-        if values is not None
+        if values is not None and len(joined.rows)
     ]
     notes += [f"{name} has no answer for every photo and is left out" for name, v in found.items() if v is None]
     return {

@@ -54,11 +54,11 @@ def breakdown_table(breakdown: Mapping[str, Any]) -> str:
 
 
 def final_metrics(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    """What HPARAMS compares: the chosen system's MCC and ECE, and the MCC on pixels alone."""
+    """What HPARAMS compares: the chosen system's MCC and ECE, and the MCC on pixels alone; None: not scored."""
     by_name = {row["name"]: row["mcc"] for row in evaluation["systems"]}
-    best = next(row for row in evaluation["systems"] if row["chosen"])
+    best: Mapping[str, Any] = next((row for row in evaluation["systems"] if row["chosen"]), {})
     alone = {f"mcc_{name}": by_name.get(name) for name in ("image_only", "image_only_224")}
-    return {"mcc": best["mcc"], "ece": best["ece"], **alone}
+    return {"mcc": best.get("mcc"), "ece": best.get("ece"), **alone}
 
 
 def _cell(value: Any) -> str:

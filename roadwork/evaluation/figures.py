@@ -44,9 +44,11 @@ def evaluation_figures(
         return found
     ids = {str(i) for i in scored.id}
     joined = join(scored, {name: p for name, p in answers.items() if name in ids})
+    if not len(joined.rows):
+        return found
     found["confusion"] = plots.confusion_figure(joined.label, joined.probability)
     found["recall"] = plots.precision_recall_figure(joined.label, joined.probability)
-    predicted = evaluation.get("predictions", "predictions.csv") == "predictions.csv"  # else of a saved model
+    predicted = evaluation.get("predictions", "predictions.csv") == "predictions.csv"  # else of a model, or shifted
     before = uncalibrated(joined.probability, details if predicted else None)
     weights = metrics.prior_weights(joined.label, evaluation["prior"])
     found["reliability"] = plots.reliability_figure(joined.label, joined.probability, before, weights)

@@ -366,7 +366,7 @@ def summary(
     """Everything that a table of results shows for one system, JSON-able.
 
     The metrics are those of the photos as they are; where `prior` is given, `mcc_at_prior` and `ece_at_prior` are
-    reweighted to that share of positives. `mcc_interval` is [low, high] over groups, or None.
+    reweighted to that share of positives, None where one class is missing. `mcc_interval` is [low, high] over groups, or None.
     """
     truth = _labels(labels)
     values = _probabilities(probabilities, len(truth))
@@ -383,10 +383,12 @@ def summary(
         "log_loss": finite_or_none(log_loss(truth, values)),
         "confusion": table.tolist(),
     }
-    if prior is not None:
+    if prior is None:
+        return result
+    result |= {"prior": prior, "mcc_at_prior": None, "mcc_at_prior_interval": None, "ece_at_prior": None}
+    if len(np.unique(truth)) == 2:
         weights = prior_weights(truth, prior)
         low, high = group_bootstrap(truth, values, groups, "mcc", n, seed, weights=weights)
-        result["prior"] = prior
         result["mcc_at_prior"] = mcc(confusion(truth, values, weights=weights))
         result["mcc_at_prior_interval"] = None if math.isnan(low) else [low, high]
         result["ece_at_prior"] = finite_or_none(expected_calibration_error(truth, values, weights=weights))

@@ -15,7 +15,7 @@ from roadwork.evaluation import metrics
 BLUE, ORANGE, GREY, GREEN = "#1f6fb4", "#e07b00", "#8a8a8a", "#2b8a3e"
 CLASSES = ("no roadwork", "roadwork")
 MAPPED = 50_000
-"""Photos on a map: a picture shows no more, and rank 0 draws it before a run's first step."""
+"""Photos of one kind on a map: a picture shows no more, and rank 0 draws it before a run's first step."""
 
 
 def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Any]:
@@ -131,11 +131,10 @@ def map_figure(
 ) -> Figure | None:
     """Training photos by their draws, held-out photos and the target region's centres, in degrees; None without places.
 
-    latitude, longitude, weight [N] (nan: unknown); centres [K, 2] latitude and longitude. Of many photos every so many-th
-    is drawn, at most twice MAPPED in all.
+    latitude, longitude, weight [N] and held_out's latitude and longitude [M] (nan: unknown); centres [K, 2] latitude and
+    longitude. Of many photos every so many-th is drawn, at most MAPPED of either kind.
     """
-    every = max(1, len(latitude) // MAPPED)
-    latitude, longitude, weight = (np.asarray(v[::every], dtype=np.float64) for v in (latitude, longitude, weight))
+    latitude, longitude, weight = (_thinned(values) for values in (latitude, longitude, weight))
     known = np.isfinite(latitude) & np.isfinite(longitude)
     if not known.any():
         return None
@@ -146,7 +145,8 @@ def map_figure(
     sizes = 6 + 160 * draws / draws.max()
     axes.scatter(places[:, 1], places[:, 0], s=sizes, color=BLUE, alpha=0.45, label="training draws", linewidths=0)
     if held_out is not None:
-        axes.scatter(held_out[1], held_out[0], s=10, marker="+", color=GREEN, label="scored photos", linewidths=0.7)
+        north, east = (_thinned(values) for values in held_out)
+        axes.scatter(east, north, s=10, marker="+", color=GREEN, label="scored photos", linewidths=0.7)
     centres = np.asarray(centres, dtype=np.float64).reshape(-1, 2)
     if len(centres):
         axes.scatter(centres[:, 1], centres[:, 0], s=110, marker="x", color=ORANGE, label="target region", linewidths=2)
@@ -156,6 +156,11 @@ def map_figure(
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
     return figure
+
+
+def _thinned(values: Any) -> Any:
+    """Every so many-th of [N], float64, at most MAPPED; the same ones of each column of N photos."""
+    return np.asarray(values[:: -(-len(values) // MAPPED) or 1], dtype=np.float64)
 
 
 def errors_figure(pictures: Sequence[tuple[Any, str]], columns: int = 3) -> Figure:

@@ -18,7 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from roadwork.data.index import MANIFEST
+from roadwork.data.index import MANIFEST, place_of
 from roadwork.data.store import Store, open_store
 from roadwork.evaluation import plots
 from roadwork.evaluation.figures import evaluation_figures
@@ -32,8 +32,8 @@ FITTED = {
     "train": "The network was trained on this split: these figures are optimistic.",
     "val": "This split chose the weights, the systems and the calibration: these figures are optimistic.",
 }
-"""What a result is told to be where its split had a part in making the run."""
-_LONGEST_TABLE = 60
+"""What a result is told to be where its split, of the shards that the run was trained on, had a part in making it."""
+_LONGEST_TABLE, _SKIPPED_SHOWN = 60, 200
 
 
 def write_report(run: str | os.PathLike[str], *, shards: Any = None, scored: Any = None, train: Any = None) -> Path:
@@ -59,14 +59,17 @@ def render(content: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(number=number, interval=interval, share=share, words=words, attention=attention_words)
+    environment.filters["attention"] = attention_words
+    environment.filters.update(number=number, interval=interval, share=share, words=words, sentence=sentence)
     return environment.get_template("report.html").render(**content)
 
 
 def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any = None) -> dict[str, Any]:
     """Everything that the page shows, as plain values and PNG data links. Missing files give None."""
     config = read_yaml(folder / "config.yaml")
-    store = open_store(shards or (config or {}).get("data", {}).get("shards", "") or "missing")
+    trained_on = (config or {}).get("data", {}).get("shards", "")
+    shards = shards or trained_on or "missing"
+    store = open_store(shards)
     evaluation = read_json(folder / "evaluation.json")
     manifest = stored_json(store, MANIFEST)
     details = read_json(folder / "predict_details.json")
@@ -79,7 +82,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "evaluation": evaluation,
         "best": next((s for s in (evaluation or {}).get("systems", []) if s["chosen"]), None),
         "alone": pixels_alone(evaluation),
-        "fitted": FITTED.get((evaluation or {}).get("split", ""), "Nothing was fitted on this split."),
+        **part_in_training((evaluation or {}).get("split", ""), shards, trained_on),
         "weights": (model or {}).get("weights_origin"),
         "manifest": manifest,
         "target": target_words(manifest),
@@ -97,7 +100,7 @@ def collect(folder: Path, *, shards: Any = None, scored: Any = None, train: Any 
         "checkpoints": checkpoints(folder),
         "folds": sorted(p.name for p in folder.glob("folds/fold-*") if p.is_dir()),
         "fairness": fairness(folder, manifest),
-        "challenge": (evaluation or {}).get("challenge") or read_json(folder / "challenge.json"),
+        "challenge": challenge(folder, evaluation, shards),
         "config": flattened(config) if config else None,
     }
 
@@ -141,6 +144,16 @@ def fairness(folder: Path, manifest: Any) -> dict[str, Any] | None:
     results = sorted(RESULTS.glob("????-??-??-fairness.json"))
     record = read_json(results[-1]) if results else None
     return record and record["figures"] | {"measured": f"measured on {record['date']} at commit {record['commit']}"}
+
+
+def challenge(folder: Path, evaluation: Any, shards: Any) -> dict[str, Any] | None:
+    """The standing on the photos of this evaluation: its own, else that of prediction where it asked the same ones."""
+    own: dict[str, Any] | None = (evaluation or {}).get("challenge")
+    found = read_json(folder / "challenge.json")
+    if own or not evaluation or not isinstance(found, dict):
+        return own
+    same = {"split": evaluation["split"], "shards": place_of(shards)}
+    return found if same.items() <= found.items() else None
 
 
 def read_probabilities(path: Path, column: str = "probability") -> dict[str, float]:
@@ -207,10 +220,11 @@ def rejected(shards: Store) -> dict[str, Any] | None:
     return {"total": len(lines), "reasons": reasons.most_common(), "examples": lines[:5]}
 
 
-def skipped(folder: Path) -> list[dict[str, Any]] | None:
-    """Samples that could not be read in training; None where nothing was written."""
+def skipped(folder: Path) -> dict[str, Any] | None:
+    """How many samples could not be read in training, with the first few; None where no file names any."""
     path = folder / "skipped.jsonl"
-    return list(read_lines(path))[:200] if path.is_file() else None
+    lines = list(read_lines(path)) if path.is_file() else []
+    return {"total": len(lines), "first": lines[:_SKIPPED_SHOWN]} if lines else None
 
 
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
@@ -324,15 +338,25 @@ def figures(
 
 
 def flattened(tree: Any, most: int = 10_000, prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted name, text) of a nested mapping's leaves, at most `most` of them."""
+    """(dotted name, text) of a nested mapping's leaves, numbers to the last digit, at most `most` of them."""
     rows: list[tuple[str, str]] = []
     for name, value in tree.items():
         if isinstance(value, Mapping):
             rows += flattened(value, most, f"{prefix}{name}.")
         else:
-            text = number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
+            text = json.dumps(value, ensure_ascii=False, default=str)
             rows.append((f"{prefix}{name}", text if len(text) <= 200 else text[:197] + "..."))
     return rows[:most]
+
+
+def part_in_training(split: str, shards: Any, trained_on: str) -> dict[str, Any]:
+    """`fitted`: which part the scored split had in making the run; `held_out`: whether none of it was trained on.
+
+    A split of other shards than those that the run was trained on may hold any photo of it, whatever it is called.
+    """
+    if not trained_on or place_of(shards) != place_of(trained_on):
+        return {"fitted": "It is not known whether training saw these photos.", "held_out": False}
+    return {"fitted": FITTED.get(split, "Nothing was fitted on this split."), "held_out": split != "train"}
 
 
 def target_words(manifest: Any) -> str:
@@ -368,6 +392,11 @@ def interval(ends: Sequence[float] | None) -> str:
 def share(value: Any) -> str:
     """A share in per cent."""
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def sentence(text: str) -> str:
+    """With a capital at its beginning; the rest keeps its own (jinja2's `capitalize` takes them away)."""
+    return text[:1].upper() + text[1:]
 
 
 def words(values: Iterable[Any]) -> str:

@@ -59,6 +59,20 @@ def analytic_shift(from_prior: float, to_prior: float) -> float:
     return log_odds_of(to_prior) - log_odds_of(min(max(float(from_prior), 1e-3), 1 - 1e-3))
 
 
+def shift_to_prior(made_for: float | None, prior: float, whose: str, notes: list[str]) -> float:
+    """What is added to log-odds that were made for one class prior, so that they answer for another; both in (0, 1).
+
+    made_for: None where nobody knows it: then the shift is 0. whose: answers, in words, for the note that says so.
+    """
+    if made_for is None:
+        notes.append(f"nothing says which prior {whose} was made for: its answers are taken as they are")
+        return 0.0
+    shift = log_odds_of(prior) - log_odds_of(made_for)
+    if shift:
+        notes.append(f"{whose} was made for prior {made_for:g}: its answers are shifted by {shift:+.3f} to {prior:g}")
+    return shift
+
+
 def fit_calibration(log_odds: np.ndarray, labels: np.ndarray, *, prior: float, source_prior: float) -> Fit:
     """Temperature and bias by maximum a posteriori on held-out samples reweighted to `prior`.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from roadwork.config import Config
 from roadwork.data.index import ShardIndex, open_split
@@ -25,11 +26,12 @@ from roadwork.evaluation.events import write_events
 from roadwork.evaluation.figures import evaluation_figures
 from roadwork.evaluation.report import read_json, read_probabilities, write_report
 from roadwork.evaluation.standing import challenge_standing, synthetic_half
+from roadwork.inference.calibration import shift_to_prior
 from roadwork.inference.network_pass import Seen, load, network_answers
 from roadwork.monitoring.console import quiet_libraries
 
 NAMES = {"weather": WEATHER, "daytime": DAYTIME, "scene": SCENE}
-OWN_PREDICTIONS = "evaluation_predictions.csv"
+PREDICTIONS, OWN_PREDICTIONS = "predictions.csv", "evaluation_predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,15 @@ class Prepared:
     """What was found before any process group started.
 
     systems: name -> {id: probability}, empty where predictions.csv does not cover the split; chosen: the system that
-    predictions.csv holds; model: folder of the saved network, or None.
+    predictions.csv holds; predictions: the run's file of the answers that are scored; model: folder of the saved network,
+    or None.
     """
 
     index: ShardIndex
     train: ShardIndex | None
     systems: dict[str, dict[str, float]]
     chosen: str
+    predictions: str
     model: Path | None
     notes: list[str]
 
@@ -56,25 +60,34 @@ def prepare(config: Config) -> Prepared:
         raise UserError(f"split {config.predict.split} of {config.data.shards} is empty; give another --predict.split")
     train = open_split(config, "train") if "train" in index.manifest["indexes"] else None
     notes: list[str] = []
-    systems, chosen = _predicted(run, index, notes)
+    systems, chosen, predictions = _predicted(run, index, config.predict.prior, notes)
     model = next((run / name for name in ("model", "best") if (run / name / "config.json").is_file()), None)
     if not systems and model is None:
         raise UserError(
             f"{run} has neither predictions.csv for split {config.predict.split} nor a saved model; run "
             f"launch/predict.py --run.dir {run} --predict.split {config.predict.split} first"
         )
+    if config.predict.challenge and model is None:
+        raise UserError(
+            f"predict.challenge is true, and {run} has no saved model to ask (model/ or best/); run launch/predict.py "
+            f"--run.dir {run} first, or give --predict.challenge false"
+        )
     synthetic_half(config)
-    return Prepared(index, train, systems, chosen, model, notes)
+    return Prepared(index, train, systems, chosen, predictions, model, notes)
 
 
-def _predicted(run: Path, index: ShardIndex, notes: list[str]) -> tuple[dict[str, dict[str, float]], str]:
-    """Systems of predictions.csv and predictions_tta.csv, where they answer for every photo of the split."""
+def _predicted(
+    run: Path, index: ShardIndex, prior: float, notes: list[str]
+) -> tuple[dict[str, dict[str, float]], str, str]:
+    """Systems of predictions.csv and predictions_tta.csv, where they answer for every photo of the split; which of them
+    is chosen; and the file of its answers, another one where they were made for another prior.
+    """
     ids = {str(i) for i in index.id}
-    answers = read_probabilities(run / "predictions.csv")
+    answers = read_probabilities(run / PREDICTIONS)
     if set(answers) != ids:
         if answers:
             notes.append(f"predictions.csv does not hold the photos of split {index.split}: the saved model is scored")
-        return {}, ""
+        return {}, "", OWN_PREDICTIONS
     details = read_json(run / "predict_details.json") or {}
     chosen = str(details.get("chosen", "predictions"))
     systems = {chosen: answers}
@@ -85,7 +98,17 @@ def _predicted(run: Path, index: ShardIndex, notes: list[str]) -> tuple[dict[str
         for name in columns:
             if name not in ("id", "kept", "distance", "label", chosen):
                 systems[name] = read_probabilities(beside, name)
-    return systems, chosen
+    made_for = (details.get("held_out") or {}).get("prior_of_use")
+    shift = shift_to_prior(made_for, prior, PREDICTIONS, notes)
+    if not shift:
+        return systems, chosen, PREDICTIONS
+    return {name: _shifted(values, shift) for name, values in systems.items()}, chosen, OWN_PREDICTIONS
+
+
+def _shifted(answers: Mapping[str, float], shift: float) -> dict[str, float]:
+    """{id: probability} with `shift` added to the log-odds."""
+    moved = expit(logit(np.asarray([*answers.values()])) + shift)
+    return dict(zip(answers, moved.tolist(), strict=True))
 
 
 def run_evaluate(config: Config) -> Path:
@@ -140,7 +163,7 @@ def evaluate(config: Config, engine: Engine, prepared: Prepared) -> tuple[dict[s
             centres=prepared.index.manifest.get("clusters") or (), shares=seen.shares,
         )  # fmt: skip
         finish(result, notes, seen.attention, standing)
-        write_own_predictions(run, result, systems[chosen], bool(prepared.systems))
+        write_own_predictions(run, result, systems[chosen], prepared.predictions)
         _write(run / "evaluation.json", json.dumps(result, indent=1, allow_nan=False))
         page = write_report(run, shards=config.data.shards, scored=prepared.index, train=prepared.train)
         show(config, result, systems[chosen], prepared)
@@ -161,10 +184,10 @@ def finish(
         result["challenge"] = standing
 
 
-def write_own_predictions(run: Path, result: dict[str, Any], answers: Mapping[str, float], predicted: bool) -> None:
-    """Names the file that holds the scored probabilities; a saved model's go to a file of their own."""
-    result["predictions"] = "predictions.csv" if predicted else OWN_PREDICTIONS
-    if not predicted:
+def write_own_predictions(run: Path, result: dict[str, Any], answers: Mapping[str, float], name: str) -> None:
+    """Names the file that holds the scored probabilities; it is written unless prediction has done so."""
+    result["predictions"] = name
+    if name == OWN_PREDICTIONS:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "probability", "prediction"])

@@ -41,13 +41,11 @@ def write_model(
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    values = {"temperature": calibration.temperature, "bias": calibration.bias}
+    values = {"temperature": calibration.temperature, "bias": calibration.bias, "prior": prior}
     with replaced(model, overrides):
         model.save_pretrained(temporary, calibration=values)
     with (temporary / "README.md").open("a", encoding="utf-8") as card:
-        card.write(
-            SECTION.format(name=name, prior=prior, mcc=_words(figures), single_view=_words(single_view), **values)
-        )
+        card.write(SECTION.format(name=name, mcc=_words(figures), single_view=_words(single_view), **values))
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)

@@ -15,7 +15,7 @@ from roadwork.data.loader import EvalLoader
 from roadwork.engine import Engine
 from roadwork.errors import UserError
 from roadwork.evaluation.errors import covered
-from roadwork.inference.calibration import analytic_shift
+from roadwork.inference.calibration import analytic_shift, shift_to_prior
 from roadwork.inference.plan import prior_of_draws
 from roadwork.inference.single_view import as_sent, photos_of
 from roadwork.models import RoadworkDetector
@@ -25,7 +25,7 @@ from roadwork.monitoring.progress import Progress
 def load(
     folder: Path, config: Config, index: ShardIndex, train: ShardIndex | None, notes: list[str], device: torch.device
 ) -> RoadworkDetector:
-    """The saved network; without a calibration of its own it is moved from the prior of the draws to predict.prior.
+    """The saved network, moved to predict.prior: from the prior of its calibration, or without one from that of the draws.
 
     train: the split whose draws those are; None: nobody knows them, and the answers are left as they are.
     UserError where the shards' views have another size, or `folder` holds no network of this package.
@@ -45,6 +45,9 @@ def load(
             network.calibration = {"temperature": 1.0, "bias": shift}
             told = f"are shifted by {shift:+.3f} to the prior, from that of the draws of these shards' train split"
         notes.append(f"{folder.name}/ has no fitted calibration: its answers {told}")
+    elif shift := shift_to_prior(network.calibration.get("prior"), config.predict.prior, f"{folder.name}/", notes):
+        bias = network.calibration.get("bias", 0.0) + shift
+        network.calibration |= {"bias": bias, "prior": config.predict.prior}
     return network
 
 

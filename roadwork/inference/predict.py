@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from roadwork.config import Config
-from roadwork.data.index import ShardIndex, open_split
+from roadwork.data.index import ShardIndex, open_split, place_of
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
 from roadwork.evaluation.standing import challenge_standing, standing_words, synthetic_half
@@ -81,13 +81,14 @@ def run_predict(config: Config) -> Path:
 
 
 def own_standing(config: Config, engine: Engine, prepared: Prepared) -> dict[str, Any] | None:
-    """The challenge standing of the network just written to model/, kept in RUN/challenge.json. Collective."""
+    """The challenge standing of the network just written to model/, kept in RUN/challenge.json with its split. Collective."""
     run = Path(config.run.dir)
     network = RoadworkDetector.from_pretrained(run / "model", engine.device)
     standing = challenge_standing(network, config, engine, prepared.target)
     if engine.is_main and standing is not None:
+        of = {"split": config.predict.split, "shards": place_of(config.data.shards)}
         temporary = run / f".challenge.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(standing, indent=1, allow_nan=False))
+        temporary.write_text(json.dumps(standing | of, indent=1, allow_nan=False))
         temporary.replace(run / "challenge.json")
     engine.barrier()
     return standing

@@ -135,7 +135,8 @@ class Saved(nn.Module):
 
         Args:
             folder: created where missing; each file replaced atomically.
-            calibration: `temperature` (or `scale` = 1 / temperature) and `bias`; None keeps the model's own, if any.
+            calibration: `temperature` (or `scale` = 1 / temperature) and `bias`, and where it is known the class `prior`
+                that they answer for; None keeps the model's own, if any.
             state: weights to write instead of the model's own, shaped like those, such as fp32 masters of a model that
                 computes in bf16.
         """

@@ -69,6 +69,9 @@ def read_calibration(folder: Path) -> dict[str, float] | None:
     if not isinstance(calibration, dict):
         raise _wrong(path, "calibration", calibration, dict[str, float])
     scale_bias(calibration, f"{path}: ")
+    prior = calibration.get("prior", 0.5)
+    if not (_fits(prior, float) and 0 < prior < 1):
+        raise UserError(f"{path}: prior is {prior!r:.80}; expected a number between 0 and 1, or no prior")
     return calibration
 
 

@@ -205,5 +205,7 @@ def test_a_map_of_very_many_photos_draws_a_part_of_them(monkeypatch):
     """A run's first rank draws it before the first step, while the others wait."""
     monkeypatch.setattr(plots, "MAPPED", 10)
     places = np.linspace(-60.0, 60.0, 105)
-    figure = plots.map_figure(places, places, np.ones(105))
-    assert 10 <= len(figure.axes[0].collections[0].get_offsets()) <= 20
+    figure = plots.map_figure(places, places, np.ones(105), held_out=(places[:19], places[1:20]))
+    train, scored = (drawn.get_offsets() for drawn in figure.axes[0].collections)
+    assert 5 <= len(train) <= 10 and 5 <= len(scored) <= 10
+    assert scored.tolist() == [[places[1 + k], places[k]] for k in range(0, 19, 2)], "longitude first, of one photo"

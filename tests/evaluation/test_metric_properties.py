@@ -47,7 +47,8 @@ def test_nothing_that_is_written_is_nan_and_every_interval_holds_its_order(rows:
     found = metrics.summary(label, probability, group, prior=0.5, n=30)
     json.dumps(found, allow_nan=False)
     assert found["n"] == len(rows) and found["positives"] == label.sum()
-    assert -1 <= found["mcc"] <= 1 and -1 <= found["mcc_at_prior"] <= 1
+    assert -1 <= found["mcc"] <= 1 and (found["mcc_at_prior"] is None or -1 <= found["mcc_at_prior"] <= 1)
+    assert (found["mcc_at_prior"] is None) == (len(set(label)) < 2)
     for name in ("mcc_interval", "mcc_at_prior_interval"):
         if found[name] is not None:
             assert -1 <= found[name][0] <= found[name][1] <= 1

@@ -43,6 +43,7 @@ def test_one_class_or_none_is_a_stated_result(labels):
     assert metrics.mcc(table) == 0.0
     result = metrics.summary(labels, probability, prior=0.5, n=20)
     assert result["mcc"] == 0.0 and result["auc"] is None
+    assert result["mcc_at_prior"] is None and result["ece_at_prior"] is None, "one class has no other share"
     json.dumps(result, allow_nan=False)
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from roadwork.data.index import ShardIndex
 from roadwork.evaluation import plots
-from roadwork.evaluation.assess import evaluate
+from roadwork.evaluation.assess import WHAT, evaluate
 from roadwork.evaluation.challenge import draw_challenges, standing
 from roadwork.evaluation.figures import evaluation_figures, uncalibrated
 from roadwork.evaluation.report import collect, curves, number, read_probabilities, write_report
@@ -64,12 +64,39 @@ def test_the_result_and_its_interval_come_first(made):
     assert re.findall(r'<h2 id="(\w+)">', page) == list(PARTS) and page.index("<h1>Result</h1>") < page.index("<h2 ")
 
 
-@pytest.mark.parametrize(("split", "told"), [("val", "This split chose the weights"), ("train", "was trained on this")])
-def test_a_split_that_had_a_part_in_the_run_is_told(made, tmp_path, split, told):
+def run_that_scored(made, folder, split):
+    """A run folder with the configuration of `made`, and its evaluation as if it were of `split`."""
     evaluation = json.loads((made[0] / "evaluation.json").read_text()) | {"split": split}
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    text = text_of(write_report(tmp_path).read_text())
-    assert told in text and "are optimistic" in text and "Nothing was fitted" not in text
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "config.yaml").write_text((made[0] / "config.yaml").read_text())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("split", "told", "groups"),
+    [
+        ("val", "This split chose the weights", "of 10 held-out groups"),
+        ("train", "was trained on this", "of 10 groups"),
+    ],
+)
+def test_a_split_that_had_a_part_in_the_run_is_told(made, tmp_path, split, told, groups):
+    run = run_that_scored(made, tmp_path, split)
+    (tmp_path / "link").symlink_to(made[1].folder)
+    for shards in (None, made[1].folder, tmp_path / "link"):
+        text = text_of(write_report(run, shards=shards).read_text())
+        assert told in text and "are optimistic" in text and "Nothing was fitted" not in text and groups in text
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_nothing_is_claimed_of_the_photos_of_other_shards(made, tmp_path, split):
+    run = run_that_scored(made, tmp_path, split)
+    for foreign, configured in ((tmp_path / "elsewhere", True), (made[1].folder, False)):
+        if not configured:
+            (run / "config.yaml").unlink()
+        text = text_of(write_report(run, shards=foreign).read_text())
+        assert "It is not known whether training saw these photos." in text and "of 10 groups" in text
+        assert "trained on this split" not in text and "Nothing was fitted on this" not in text
+        assert "This split chose" not in text
 
 
 def sizes_on_the_map(train, weighted):
@@ -119,6 +146,16 @@ def test_what_went_wrong_in_training_is_counted_and_the_newest_spikes_are_named(
     assert "spiky-26-7 and 2 more" in text and "spiky-26-8" not in text
 
 
+def test_options_and_decisions_are_shown_to_the_last_digit(made, tmp_path):
+    config = yaml.safe_load((made[0] / "config.yaml").read_text())
+    config["training"] |= {"ema_decay": 0.9999, "learning_rate": 0.0015}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "predict_details.json").write_text(json.dumps({"calibration": {"temperature": 1.0004}}))
+    text = text_of(write_report(tmp_path).read_text())
+    for wanted in ("training.ema_decay 0.9999 ", "training.learning_rate 0.0015 ", "calibration.temperature 1.0004 "):
+        assert wanted in text, wanted
+
+
 def test_the_page_needs_nothing_from_outside(made):
     run, scored, train = made
     page = write_report(run, scored=scored, train=train).read_text()
@@ -146,6 +183,18 @@ def test_skipped_samples_are_denied_only_by_the_metrics(tmp_path, missed, told):
     assert told in text_of(write_report(tmp_path).read_text())
 
 
+@pytest.mark.parametrize(
+    ("missed", "told"),
+    [(200, "200 samples could not be read in training "),
+     (1234, "1,234 samples could not be read in training; the first 200: ")],
+)  # fmt: skip
+def test_many_skipped_samples_are_all_counted_and_the_first_are_named(tmp_path, missed, told):
+    lines = [json.dumps({"id": f"torn-{k:04d}"}) for k in range(missed)]
+    (tmp_path / "skipped.jsonl").write_text("\n".join(lines) + "\n")
+    text = text_of(write_report(tmp_path).read_text())
+    assert f"{told}torn-0000" in text and "torn-0199" in text and "torn-0200" not in text
+
+
 def test_every_term_that_the_run_has_is_drawn_with_its_loss(monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "curves_figure", lambda lines, names, unit: drawn.setdefault(unit, names) and None)
@@ -153,6 +202,13 @@ def test_every_term_that_the_run_has_is_drawn_with_its_loss(monkeypatch):
     curves([line | {"segmentation": 0.0} for line in lines])
     assert drawn["loss"] == [term for term in TERMS if term != "segmentation"]
     assert {"view", "view_labels", "balance"} <= set(drawn["loss"])
+
+
+def test_a_system_keeps_its_capitals_at_the_head_of_the_page(made, tmp_path):
+    evaluation = json.loads((made[0] / "evaluation.json").read_text())
+    evaluation["systems"][0]["what"] = WHAT["ensemble_tta"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "Ensemble with FOODS test-time augmentation, on 40 photos" in text_of(write_report(tmp_path).read_text())
 
 
 def test_damaged_files_do_not_stop_it(made, tmp_path):
@@ -206,14 +262,27 @@ def test_a_standing_is_shown_whichever_stage_simulated_it(made, tmp_path, place)
     questions = draw_challenges([np.array([0, 1] * 8)], 120, seed=0)
     asked = standing(rng.random(120), questions, None, 16, synthetic=False, bootstrap=20, seed=0)
     evaluation = json.loads((made[0] / "evaluation.json").read_text())
-    (tmp_path / place).write_text(json.dumps(asked if place == "challenge.json" else evaluation | {"challenge": asked}))
-    page = write_report(tmp_path).read_text()
+    if place == "evaluation.json":
+        evaluation["challenge"] = asked
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    of = {"split": "test", "shards": str(made[1].folder.resolve())}
+    (tmp_path / "challenge.json").write_text(json.dumps(asked | of if place == "challenge.json" else {"mcc": 9}))
+    page = write_report(tmp_path, shards=made[1].folder).read_text()
     text = text_of(page[page.index('<h2 id="challenge">') : page.index('<h2 id="data">')])
     low, high = asked["mcc_interval"]
     assert f"MCC {asked['mcc']:.3f} ({low:.3f} to {high:.3f}), accuracy {asked['accuracy']:.3f}, reward" in text
     assert "over 120 simulated rounds: real half only." in text and "Not simulated" not in text
     for level in asked["levels"]:
         assert f"{level['level']} {level['n']} {number(level['mcc'])} {number(level['accuracy'])}" in text
+
+
+@pytest.mark.parametrize("of", [{}, {"split": "val"}, {"shards": "/elsewhere"}])
+def test_a_standing_on_other_photos_is_not_shown(made, tmp_path, of):
+    """`of`: where challenge.json differs from what the evaluation is of; {}: it does not say what it is of."""
+    own = {"split": "test", "shards": str(made[1].folder.resolve())} | of if of else {}
+    (tmp_path / "challenge.json").write_text(json.dumps({"mcc": 0.123} | own))
+    (tmp_path / "evaluation.json").write_text((made[0] / "evaluation.json").read_text())
+    assert "Not simulated on this split" in text_of(write_report(tmp_path, shards=made[1].folder).read_text())
 
 
 FAIRNESS = {

@@ -35,7 +35,7 @@ def model(tmp_path_factory) -> Path:
         segmentation_size=8, prune_after=1,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("saved") / "model"
-    RoadworkDetector(shape, 64).save_pretrained(folder, calibration={"temperature": 1.3, "bias": 0.1})
+    RoadworkDetector(shape, 64).save_pretrained(folder, calibration={"temperature": 1.3, "bias": 0.1, "prior": 0.5})
     return folder
 
 

@@ -143,7 +143,7 @@ def test_model_is_one_network_that_loads_and_answers(runs):
     details = json.loads((folder / "run" / "predict_details.json").read_text())
     model = RoadworkDetector.from_pretrained(folder / "run" / "model")
     figures = details["network"][details["network"]["chosen"]]
-    assert model.calibration == {"temperature": figures["temperature"], "bias": figures["bias"]}
+    assert model.calibration == {"temperature": figures["temperature"], "bias": figures["bias"], "prior": 0.5}
     photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     assert 0.0 <= model.predict(photo) <= 1.0
     assert "How it was chosen" in (folder / "run" / "model" / "README.md").read_text()
@@ -154,6 +154,7 @@ def test_the_challenge_is_asked_of_the_network_that_was_written(runs):
     standing = json.loads((folder / "run" / "challenge.json").read_text())
     labelled = sum(row["label"] != "" for row in read(folder / "run" / "predictions.csv"))
     assert (standing["what"], standing["rounds"], standing["photos"]) == ("real half only", 1000, labelled)
+    assert (standing["split"], standing["shards"]) == ("test", str((folder / "shards").resolve()))
     assert -1 <= standing["mcc"] <= 1 and [level["level"] for level in standing["levels"]] == [0, 1, 2, 3]
     assert sum(level["n"] for level in standing["levels"]) == 1000 and standing["no_answer"] == 0
     assert f"challenge (real half only): MCC {standing['mcc']:.3f}, accuracy {standing['accuracy']:.3f}" in output

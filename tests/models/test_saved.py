@@ -280,7 +280,7 @@ def test_a_damaged_configuration_is_one_line_with_file_and_field(
 
 @pytest.mark.parametrize(
     ("name", "text"), [("calibration.json", '{"temp'), ("calibration.json", "[1]"), ("calibration.json", "{}"),
-                       ("config.json", "{"), ("config.json", "\xff\xfe")]
+                       ("calibration.json", '{"scale": 1, "prior": 1}'), ("config.json", "{"), ("config.json", "\xff\xfe")]
 )  # fmt: skip
 def test_torn_files_beside_the_weights_are_named(saved: Path, tmp_path: Path, name: str, text: str) -> None:
     shutil.copytree(saved, tmp_path / "model")
