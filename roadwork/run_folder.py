@@ -11,6 +11,13 @@ import yaml
 from roadwork.config import Config, to_dict
 from roadwork.errors import UserError
 
+_LEARNED = ("model", "augment", "loss", "optimizer", "training")
+_FREE = {
+    "model.compile", "model.activation_checkpointing",
+    "training.micro_batch", "training.gc_every_steps", "training.image_every_steps",
+}  # fmt: skip
+"""Of these sections what changes no weight but for rounding."""
+
 
 def prepare_folder(config: Config) -> Path:
     """Make the run folder and its `logs/`. Raises UserError where it cannot be written."""
@@ -25,14 +32,6 @@ def prepare_folder(config: Config) -> Path:
     return folder
 
 
-_LEARNED = ("model", "augment", "loss", "optimizer", "training")
-_FREE = {
-    "model.compile", "model.activation_checkpointing",
-    "training.micro_batch", "training.gc_every_steps", "training.image_every_steps",
-}  # fmt: skip
-"""Of these sections what changes no weight but for rounding."""
-
-
 def check_finished_options(config: Config, folder: Path) -> None:
     """UserError where the run in `folder`, which is finished, was trained with other options than `config`.
 
@@ -43,15 +42,14 @@ def check_finished_options(config: Config, folder: Path) -> None:
     except (OSError, ValueError, yaml.YAMLError):
         return
     now = yaml.safe_load(yaml.safe_dump(to_dict(config)))
-    other = {
-        f"{section}.{name}": f"{section}.{name} {value} (now {now[section][name]})"
+    other = [
+        f"{section}.{name} {value} (now {now[section][name]})"
         for section in _LEARNED
         for name, value in trained.get(section, {}).items()
-        if name in now[section] and now[section][name] != value
-    }
-    told = [words for name, words in other.items() if name not in _FREE]
-    if told:
+        if f"{section}.{name}" not in _FREE and now[section].get(name, value) != value
+    ]
+    if other:
         raise UserError(
-            f"{folder} is finished, trained with {', '.join(told[:3])}{', ...' if told[3:] else ''}: give the same, or "
+            f"{folder} is finished, trained with {', '.join(other[:3])}{', ...' if other[3:] else ''}: give the same, or "
             f"another --run.dir (with --model.init_from {folder}/best to train on)"
         )
