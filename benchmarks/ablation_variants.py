@@ -57,7 +57,7 @@ def _training(name: str, what: str, claimed: str, variant: str, kept: str) -> Cl
 
 CLAIMS: tuple[Claim, ...] = (
     _training("gps_weights", "draws by distance to the target region", "+7 to +10 %", "no_gps_weights",
-              "without a target region every weight is 1, and the interval is too wide to tell"),
+              "without a target region every weight is 1, and whether nearness helps depends on the photos of use"),
     _training("augmentation", "augmentation in training", "+5 to +7 %", "no_augmentation",
               "costs little, and photos of use vary more than these"),
     _training("ema", "average of the weights", "+0.5 to +1 %", "no_ema",

@@ -86,7 +86,8 @@ def ablation(result: Mapping[str, Any]) -> Iterator[str]:
     """What each component is worth, with its interval, what the run could have seen, and what follows for the default."""
     found, rows = result["figures"], result["figures"]["rows"]
     yield f"What each component is worth on the embedded benchmark ({origin(result)}): gains in MCC and AUC on"
-    yield f"{found['test_photos']} test photos of {found['test_groups']} videos, from pixels alone, over all seeds;"
+    yield f"{found['test_photos']:,} test photos of {found['test_groups']} videos, from pixels alone, over all seeds, where the"
+    yield f"network with everything has MCC {found['mcc']:.3f};"
     yield "95 % intervals over seeds and videos. Where a metric's interval holds 0, that metric showed nothing, in either"
     yield "direction. MCC decides about a default, AUC (how well photos are ranked) stands beside it; the rule is in"
     yield "[decisions](docs/decisions.md#proof)."
@@ -103,11 +104,12 @@ def ablation(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"| {row['what']} | {row['value']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} | {row['auc_value']:+.3f} "
             f"| {row['auc_low']:+.3f} to {row['auc_high']:+.3f} | {row['seeds']} | {_verdict(row, '')} "
-            f"| {_verdict(row, 'auc_')} | {consequence(row)} | {row['claimed'] or 'none'} |"
+            f"| {_verdict(row, 'auc_')} | {consequence(row)} | {claimed(row)} |"
         )
     yield ""
-    if any("%" in row["claimed"] for row in rows):
-        yield "The sketch gave its claims in per cent and did not say of what; +5 % of MCC would be about +0.05 here.\n"
+    if any(row["claimed"] for row in rows):
+        yield "The sketch gave its claims in per cent and did not say of what. Here they are taken of the MCC without the"
+        yield "component, the smaller number of each: excluded where it lies above the interval.\n"
 
 
 def _verdict(row: Mapping[str, Any], metric: str) -> str:
@@ -119,6 +121,15 @@ def _widths(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """The narrowest and the widest half of an interval."""
     halves = [(row[f"{metric}high"] - row[f"{metric}low"]) / 2 for row in rows]
     return f"{min(halves):.3f} to {max(halves):.3f}"
+
+
+def claimed(row: Mapping[str, Any]) -> str:
+    """What the sketch promised, and whether the interval leaves room for the smaller number of it."""
+    if not row["claimed"]:
+        return "none"
+    least = float(re.findall(r"[\d.]+", row["claimed"])[0]) / 100 * row["mcc_without"]
+    found = "holds here" if row["low"] >= least else "excluded here" if row["high"] < least else "not excluded"
+    return f"{row['claimed']}: {found}"
 
 
 def consequence(row: Mapping[str, Any]) -> str:

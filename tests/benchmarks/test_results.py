@@ -36,7 +36,7 @@ def test_a_stale_block_and_a_stale_picture_are_noticed_and_mended(tmp_path, caps
     (tmp_path / "docs").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    found = {"rows": [ROW], "test_photos": 100, "test_groups": 40}
+    found = {"rows": [ROW], "test_photos": 100, "test_groups": 40, "mcc": 0.7}
     results.save("ablation", found, "python -m benchmarks.ablation", BEGAN, tmp_path / "results")
     order = dict.fromkeys((line.key for line in HEADLINES if line.benchmark == "order"), 2.5e6)
     results.save("order", order, "python -m benchmarks.order", BEGAN, tmp_path / "results")

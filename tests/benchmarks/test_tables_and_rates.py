@@ -33,6 +33,7 @@ from benchmarks.tables import (
     END,
     ablation,
     block,
+    claimed,
     consequence,
     figure,
     headlines,
@@ -54,18 +55,41 @@ def result(**changes: Any) -> dict[str, Any]:
 
 def claim(name: str, value: float, low: float, high: float, verdict: str) -> dict[str, Any]:
     auc = {"auc_value": value, "auc_low": low, "auc_high": high}
-    facts = {"name": name, "what": f"{name} & more", "value": value, "low": low, "high": high, "seeds": 5}
+    facts = {
+        "name": name,
+        "what": f"{name} & more",
+        "value": value,
+        "low": low,
+        "high": high,
+        "seeds": 5,
+        "mcc_without": 0.8,
+    }
     return facts | auc | {"verdict": verdict, "claimed": "+5 %" if name == "ema" else ""}
 
 
 ABLATION = result(
     name="ablation",
     figures={
-        "test_photos": 300, "test_groups": 90,
+        "test_photos": 300, "test_groups": 90, "mcc": 0.82,
         "rows": [claim("ema", 0.02, 0.01, 0.03, "helps"), claim("tta<b>", -0.04, -0.06, -0.02, "harms"),
                  claim("dora", 0.0, -0.05, 0.05, "not shown")],
     },
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (-0.01, 0.039, "excluded here"),
+        (-0.01, 0.041, "not excluded"),
+        (0.02, 0.2, "not excluded"),
+        (0.041, 0.2, "holds here"),
+    ],
+)
+def test_a_claim_is_held_to_its_smaller_number(low: float, high: float, found: str) -> None:
+    row = claim("ema", (low + high) / 2, low, high, "not shown")
+    assert claimed(row | {"claimed": "+5 to +7 %"}) == f"+5 to +7 %: {found}", "0.04 is 5 % of 0.8"
+    assert claimed(row | {"claimed": ""}) == "none"
 
 
 def test_where_a_figure_comes_from_is_told() -> None:
@@ -105,7 +129,9 @@ def test_the_ablation_comes_first_and_claims_stand_beside_what_was_measured() ->
     assert text.index("What each component is worth") < text.index("| measured |")
     row = next(line for line in ablation(ABLATION) if line.startswith("| ema"))
     assert row.startswith("| ema & more | +0.020 | +0.010 to +0.030 | +0.020 | +0.010 to +0.030 | 5 | helps | helps |")
-    assert row.endswith("| on: it helps | +5 % |") and "| none |" in text, "a component without a claim says so"
+    assert row.endswith("| on: it helps | +5 %: excluded here |") and "| none |" in text, (
+        "a component without a claim says so"
+    )
     assert "0.010 to 0.050 in MCC" in text, "what the run could have seen"
 
 
