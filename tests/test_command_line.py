@@ -117,6 +117,7 @@ def test_impossible_values_are_refused_by_name(path: str, value: object, words: 
         ("predict.max_train_features=-4", "predict.max_train_features is -4; give at least 1"),
         ("folds.learning_rate=-1", "folds.learning_rate is -1.0; give a number > 0"),
         ("folds.weight_decay=-3", "folds.weight_decay is -3.0; give a factor >= 0"),
+        ("folds.augment_scale=-0.5", "folds.augment_scale is -0.5; give a factor >= 0"),
         ("folds.epochs=0", "folds.epochs is 0; give at least 1"),
         ("predict.bootstrap=0", "predict.bootstrap is 0; give at least 1"),
         ("training.patience=-1", "training.patience is -1; give 0 or more"),
