@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 
 from benchmarks.fairness import pretrained_lite0
 from benchmarks.paired import weighted_mcc
-from benchmarks.results import origin, save
+from benchmarks.results import provenance, save
 from roadwork.data.images import decode_photo
 from roadwork.data.index import ShardIndex
 from roadwork.data.record import Rejected, parse_label
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.csv.is_file():
         parser.error(f"--csv {options.csv}: no such file; give a CSV with the header path,label")
-    began, source, runs = origin(), options.csv.resolve(), []
+    began, source, runs = provenance(), options.csv.resolve(), []
     for seed in range(options.first_seed, options.first_seed + options.splits):
         kept = options.out / f"seed-{seed}.json"
         if not kept.is_file():

@@ -58,13 +58,13 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def origin() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Day, commit and machine, with the load that it has: to be asked before a benchmark begins."""
     return {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
 
 
 def save(name: str, figures: dict[str, Any], command: str, began: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write `folder/YYYY-MM-DD-NAME.json`; a later result of the same day replaces it. `began`: `origin` at its start."""
+    """Write `folder/YYYY-MM-DD-NAME.json`; a later result of the same day replaces it. `began`: `provenance` at its start."""
     record = {"name": name, **began, "command": command}
     path = folder / f"{began['date']}-{name}.json"
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import RESULTS, ROOT, origin, save
+from benchmarks.results import RESULTS, ROOT, provenance, save
 
 NOT_BENCHMARKS = {
     "__init__",
@@ -100,7 +100,7 @@ def run(name: str, options: argparse.Namespace) -> str:
     """Run one and keep its result; an empty string, or what went wrong."""
     words = command(name, options)
     print(f"python {' '.join(words)}", flush=True)
-    began = origin()
+    began = provenance()
     done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     figures = last_json_line(done.stdout)
     if figures is None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 import yaml
 
 from roadwork.config import Config, validate
-from roadwork.config_checks import check_installed
+from roadwork.config_checks import check_tracker_packages
 from roadwork.errors import UserError
 
 Tool = TypeVar("Tool")
@@ -85,7 +85,7 @@ def parse(stage: str, argv: list[str] | None = None) -> Invocation:
     config.predict.challenge |= bool(getattr(made, "challenge", False))
     validate(config)
     if stage in _TRAINING:
-        check_installed(config.monitoring.trackers)
+        check_tracker_packages(config.monitoring.trackers)
     return Invocation(config, bool(made.dry_run))
 
 
@@ -117,7 +117,7 @@ def parse_tool(tool: str, kind: type[Tool], argv: list[str] | None = None) -> To
 
 def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:
     """Stages behind pre-training read the run's own config.yaml unless a file is given, so `--run.dir` is enough."""
-    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    joined = _apart(arguments)
     if stage in _TRAINING or "--config" in joined or "--run.dir" not in joined[:-1]:
         return arguments
     saved = Path(joined[joined.index("--run.dir") + 1], "config.yaml")
@@ -126,9 +126,13 @@ def _with_saved_config(stage: str, arguments: list[str]) -> list[str]:
 
 def _given_files(arguments: list[str]) -> list[Path]:
     """Files behind `--config`, as far as they are there."""
-    joined = [part for argument in arguments for part in argument.split("=", 1)]
-    given = [Path(value) for word, value in pairwise(joined) if word == "--config"]
+    given = [Path(value) for word, value in pairwise(_apart(arguments)) if word == "--config"]
     return [path for path in given if path.is_file()]
+
+
+def _apart(arguments: list[str]) -> list[str]:
+    """`--name=value` as two words."""
+    return [part for argument in arguments for part in argument.split("=", 1)]
 
 
 def _refuse_doubled_keys(path: Path) -> None:

@@ -73,7 +73,7 @@ def validate(config: Config) -> None:
         raise UserError("run.dir is empty; give a folder")
     if not config.lr_finder.start < config.lr_finder.end:
         raise UserError(
-            f"lr_finder.start {config.lr_finder.start} is not below lr_finder.end {config.lr_finder.end}; the rate rises"
+            f"lr_finder.start {config.lr_finder.start} is not below lr_finder.end {config.lr_finder.end}; give a larger end"
         )
     check_trackers(config.monitoring.trackers)
     unknown = set(model.metadata_fields) - {"gps", "weather", "daytime", "scene", "text"}
@@ -107,7 +107,7 @@ def check_trackers(names: Iterable[str]) -> None:
             raise UserError(f"unknown tracker {name!r} in monitoring.trackers; allowed: {', '.join(TRACKERS)}")
 
 
-def check_installed(names: Iterable[str]) -> None:
+def check_tracker_packages(names: Iterable[str]) -> None:
     """UserError where the package of a tracker is missing: to be asked before a run changes anything."""
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
         raise UserError(

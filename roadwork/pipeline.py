@@ -182,7 +182,6 @@ def _run(stage: str, command: list[str], config: Config) -> int:
         return 0
     _say(f"{stage}: {' '.join(command[1:])}")
     log = Path(config.run.dir) / "logs" / f"{stage}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**_QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
     if not _gpus(config) and not os.environ.get("ROADWORK_LAUNCHER"):
         environment.setdefault("DS_ACCELERATOR", "cpu")  # else the launcher itself warns that it found no GPU

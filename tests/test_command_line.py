@@ -48,7 +48,7 @@ def changed(path: str, value: object) -> Config:
         ("training.spike_factor", -0.5, "training.spike_factor"),
         ("checkpoint.keep_every", -1, "checkpoint.keep_every"),
         ("checkpoint.every_steps", -5, "checkpoint.every_steps is -5; give 0 or more"),
-        ("lr_finder.end", 1e-6, "lr_finder.start 1e-06 is not below lr_finder.end 1e-06; the rate rises"),
+        ("lr_finder.end", 1e-6, "lr_finder.start 1e-06 is not below lr_finder.end 1e-06; give a larger end"),
         ("run.dir", "", "run.dir is empty; give a folder"),
         (
             "monitoring.trackers",

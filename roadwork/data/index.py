@@ -416,7 +416,7 @@ def rebuild_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     shards = [scan_stored(root, store, name) for name in names]
     described = any(row["has_text"] for shard in shards for row in shard.rows)
-    options = {"max_views": _most_views(shards), "text_encoder": "its name is in no tar" if described else ""}
+    options = {"max_views": _most_views(shards), "text_encoder": "unknown" if described else ""}
     return write_index(root, shards, {"rebuilt_from_tars": True, "options": options})
 
 

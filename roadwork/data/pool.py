@@ -271,9 +271,7 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         try:
             process.wait(_STOP_S)
-        except (
-            subprocess.TimeoutExpired
-        ):  # in the kernel, in a file system that does not answer: it dies when that does
+        except subprocess.TimeoutExpired:  # it waits in the kernel for a file system, and dies when that answers
             logger.warning("loader process %d does not end; it waits for its file system", process.pid)
     processes.clear()
 

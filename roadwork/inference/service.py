@@ -212,7 +212,7 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):  # unknown, or torch was built without it
         here = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        raise UserError(f"--device is {name}; this machine has: {here}") from None
+        raise UserError(f"--device is {name}; give auto, or what this machine has: {here}") from None
 
 
 def _address(host: str, port: int) -> socket.socket:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from roadwork.config_checks import check_installed, check_trackers
+from roadwork.config_checks import check_tracker_packages, check_trackers
 
 
 class Tracker(Protocol):
@@ -49,5 +49,5 @@ class WandbTracker:
 def open_trackers(names: Sequence[str], directory: str | os.PathLike[str], options: Mapping[str, Any]) -> list[Tracker]:
     """The extra trackers among `names`. UserError for an unknown one, or one that is not installed."""
     check_trackers(names)
-    check_installed(names)
+    check_tracker_packages(names)
     return [WandbTracker(directory, options) for name in names if name == "wandb"]

@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
+from roadwork.config import Config, to_dict
 from roadwork.errors import UserError
+
+_LEARNED = ("model", "augment", "loss", "optimizer", "training")
+_FREE = {
+    "model.compile", "model.activation_checkpointing",
+    "training.micro_batch", "training.gc_every_steps", "training.image_every_steps",
+}  # fmt: skip
+"""Of these sections what changes no weight but for rounding."""
 
 
 @dataclass
@@ -78,3 +88,26 @@ class Counters:
                 f"{path}: its best weights were chosen by training.select_on {self.select_on}, this launch has "
                 f"{now.select_on}; the two cannot be compared: give the same, or another --run.dir"
             )
+
+
+def check_finished_options(config: Config, folder: Path) -> None:
+    """UserError where the run in `folder`, which is finished, was trained with other options than `config`.
+
+    Nothing would be trained with the new ones, and what is said of the weights afterwards would be untrue.
+    """
+    try:
+        trained = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    now = yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    other = [
+        f"{section}.{name} {value} (now {now[section][name]})"
+        for section in _LEARNED
+        for name, value in trained.get(section, {}).items()
+        if f"{section}.{name}" not in _FREE and now[section].get(name, value) != value
+    ]
+    if other:
+        raise UserError(
+            f"{folder} is finished, trained with {', '.join(other[:3])}{', ...' if other[3:] else ''}: give the same, or "
+            f"another --run.dir (with --model.init_from {folder}/best to train on)"
+        )

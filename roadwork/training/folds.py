@@ -19,6 +19,7 @@ from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 
 from roadwork.config import Config
+from roadwork.config_ranges import SECTIONS, check_section
 from roadwork.data.index import ShardIndex, open_split
 from roadwork.engine import Engine, launched_rank
 from roadwork.errors import UserError
@@ -217,11 +218,7 @@ def prepare(config: Config) -> Prepared:
     best = Path(config.run.dir) / "best"
     if not (best / "model.safetensors").is_file():
         raise UserError(f"no pre-trained model at {best}; run launch/pretrain.py with --run.dir {config.run.dir} first")
-    for name in ("epochs", "batch", "copies", "r"):
-        if getattr(config.folds, name) < 1:
-            raise UserError(f"folds.{name} is {getattr(config.folds, name)}; give 1 or more")
-    if not config.folds.lora_alpha > 0:
-        raise UserError(f"folds.lora_alpha is {config.folds.lora_alpha:g}; give a number above 0, for example 32")
+    check_section("folds", config.folds, SECTIONS["folds"])
     index = open_split(config, "train")
     data = fold_data(index, config)
     base = file_digest(best / "model.safetensors")

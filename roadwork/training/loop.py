@@ -23,11 +23,10 @@ from roadwork.errors import UserError
 from roadwork.losses import TERMS, Counts, Targets, TotalLoss
 from roadwork.monitoring.own_time import OwnTime
 from roadwork.monitoring.progress import Progress
-from roadwork.run_folder import check_finished_options
 from roadwork.training import best
 from roadwork.training.atomic import mend_folder
 from roadwork.training.checkpoint import Checkpointer, load_training_state
-from roadwork.training.counters import Counters
+from roadwork.training.counters import Counters, check_finished_options
 from roadwork.training.curvature import sampled_loss, update_curvature, update_hessian
 from roadwork.training.ema import Average
 from roadwork.training.gradients import Gradients

@@ -14,7 +14,7 @@ ROW = {
     "seeds": 3, "verdict": "not shown", "mcc_with": 0.7, "mcc_without": 0.68, "auc_value": 0.01, "auc_low": 0.0,
     "auc_high": 0.02,
 }  # fmt: skip
-BEGAN = results.origin()
+BEGAN = results.provenance()
 BEGAN["machine"] |= {"load": 0.01}
 
 

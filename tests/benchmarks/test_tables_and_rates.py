@@ -187,7 +187,7 @@ def test_only_the_block_changes() -> None:
 
 
 def test_results_are_kept_by_day_and_the_newest_counts(tmp_path: Path) -> None:
-    path = save("order", {"rate": 1.5}, "a command", results.origin(), tmp_path / "deep")
+    path = save("order", {"rate": 1.5}, "a command", results.provenance(), tmp_path / "deep")
     record = json.loads(path.read_text())
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}-order\.json", path.name) and record["figures"] == {"rate": 1.5}
     assert {"processor", "cores", "memory_gib", "load", "gpu", "python", "torch"} <= set(record["machine"])
@@ -195,7 +195,7 @@ def test_results_are_kept_by_day_and_the_newest_counts(tmp_path: Path) -> None:
     (path.parent / "notes.json").write_text("not a result")
     assert newest(path.parent)["order"]["figures"] == {"rate": 1.5}
     with pytest.raises(ValueError, match="JSON compliant"):
-        save("order", {"rate": float("nan")}, "a command", results.origin(), tmp_path)
+        save("order", {"rate": float("nan")}, "a command", results.provenance(), tmp_path)
 
 
 def test_the_machine_has_no_name_and_the_commit_is_short() -> None:

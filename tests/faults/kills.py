@@ -27,7 +27,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from benchmarks.results import origin, save
+from benchmarks.results import provenance, save
 from roadwork.monitoring.runlog import RunLog, read_last_per_step, read_lines
 from roadwork.training.checkpoint import MARKER, complete_checkpoints, damage, reached_end
 from tests.faults.scenes import assert_same_end, options
@@ -164,7 +164,7 @@ class Drill:
         self.folder, self.kills, self.steps = folder.resolve(), kills, steps
         self.shards, self.whole = self.folder / "shards", self.folder / "whole"
         self.lines_file = self.folder / "kills.jsonl"
-        self.origin = origin()
+        self.began = provenance()
         if not (self.shards / "manifest.json").is_file():
             build_shards(self.shards)
 
@@ -177,7 +177,7 @@ class Drill:
     def note(self, kind: str, **line: Any) -> None:
         """Write one line."""
         with RunLog(self.lines_file) as log:
-            log.append({"kind": kind, "commit": self.origin["commit"], **line})
+            log.append({"kind": kind, "commit": self.began["commit"], **line})
 
     def launch(self, run: Path) -> Launched:
         """The command that is killed and started again."""
@@ -348,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     drill.go_on()
     figures = drill.figures()
     if given.save:
-        save("kills", figures, f"python -m tests.faults.kills --folder DIR --kills {given.kills}", drill.origin)
+        save("kills", figures, f"python -m tests.faults.kills --folder DIR --kills {given.kills}", drill.began)
     print(json.dumps(figures))
     return 1 if broken(figures) else 0
 

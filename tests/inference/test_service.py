@@ -284,8 +284,8 @@ def test_what_takes_too_long_is_answered_so_and_does_not_hold_up_the_end(model: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device": "abacus"}, "--device is abacus; this machine has: cpu"),
-        ({"device": "cuda:99"}, "--device is cuda:99; this machine has: cpu"),
+        ({"device": "abacus"}, "--device is abacus; give auto, or what this machine has: cpu"),
+        ({"device": "cuda:99"}, "--device is cuda:99; give auto, or what this machine has: cpu"),
         (
             {"host": "no-such-host.invalid"},
             "--host no-such-host.invalid --port [0-9]+: .*; give an address of this machine",

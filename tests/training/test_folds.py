@@ -329,7 +329,9 @@ def test_without_a_pre_trained_model_the_line_says_what_to_run(config, tmp_path)
         folds.prepare(lonely)
 
 
-@pytest.mark.parametrize(("name", "value"), [("lora_alpha", 0.0), ("lora_alpha", float("nan")), ("r", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_alpha", 0.0), ("lora_alpha", float("nan")), ("augment_scale", -0.5), ("r", 0)]
+)
 def test_impossible_options_are_one_clear_line(config, name, value):
     wrong = dataclasses.replace(config, folds=dataclasses.replace(config.folds, **{name: value}))
     with pytest.raises(UserError, match=f"folds.{name} is .*; give"):
